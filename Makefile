@@ -1,0 +1,33 @@
+# The few commands people and CI type. `make demo` and `make test` set everything up themselves.
+PYTHON ?= python3
+RUN := .venv/bin/python
+export PYTHON ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: help demo test check export verify clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/complete  ## export, prove, classify real images
+	@$(RUN) scripts/demo.py
+
+test: check  ## lint, types and all tests
+	@$(RUN) -m pytest -m "not slow"
+
+check: .venv/complete  ## lint and types only
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+export: .venv/complete  ## write artifacts/
+	@$(RUN) export/to_onnx.py
+	@$(RUN) export/to_torchscript.py
+
+verify: .venv/complete  ## run the parity gate on artifacts/
+	@$(RUN) export/verify.py
+
+clean:  ## remove what can be made again, the environment included
+	rm -rf artifacts .venv .mypy_cache .pytest_cache .ruff_cache
+
+.venv/complete: pyproject.toml constraints.txt scripts/bootstrap.sh
+	@scripts/bootstrap.sh

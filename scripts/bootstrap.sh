@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Makes the environment .venv: `scripts/bootstrap.sh` (the Makefile calls it).
+# PYTHON chooses the interpreter; pip's own variables (PIP_INDEX_URL, ...) apply.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+
+fail() { echo "bootstrap: $*" >&2; exit 2; }
+
+command -v "$python" > /dev/null || fail "no '$python' found; install Python >= 3.11 or set PYTHON=..."
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || fail "$("$python" --version) found, Python >= 3.11 needed; set PYTHON=... to a newer one"
+"$python" -c 'import ensurepip, venv' 2> /dev/null \
+  || fail "this Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv"
+
+start=$SECONDS
+echo "==> Making .venv with $("$python" --version): the PyTorch packages are several GB, this takes minutes"
+"$python" -m venv --clear .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+  --constraint constraints.txt --editable '.[dev]'
+touch .venv/complete
+echo "==> Environment ready after $((SECONDS - start)) s"

@@ -1,0 +1,163 @@
+"""Files that are whole or not there, what an artifact carries, and the manifest that lists them."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nin.contract import Graph
+from nin.errors import InputError
+from nin.reference import Reference
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; takes its place at the end, or leaves nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that no reader ever sees half written. The folder is made if need be."""
+    make_folder(path.parent)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def make_folder(folder: Path) -> None:
+    """Raises InputError where the folder can't be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise InputError(f"can't write to the folder {folder}: {error}; choose another") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One writer at a time: waits for the others, then sweeps up what a killed one left."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What every artifact says of itself, in whatever way its format stores texts."""
+
+    contract: dict[str, Any]
+    labels: tuple[str, ...]
+    golden: Reference
+    weights_sha256: str
+    versions: dict[str, str]
+
+    def to_texts(self, graph: Graph) -> dict[str, str]:
+        return {
+            "contract": json.dumps(self.contract),
+            "labels": json.dumps(self.labels),
+            "golden": self.golden.to_json(graph),
+            "weights_sha256": self.weights_sha256,
+            "versions": json.dumps(self.versions),
+        }
+
+    @classmethod
+    def from_texts(cls, texts: dict[str, str]) -> "Metadata":
+        """Raises InputError where a text is missing or isn't what `to_texts` writes."""
+        try:
+            return cls(
+                contract=json.loads(texts["contract"]),
+                labels=tuple(json.loads(texts["labels"])),
+                golden=Reference.from_json(texts["golden"]),
+                weights_sha256=texts["weights_sha256"],
+                versions=json.loads(texts["versions"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"not an export of this project: its metadata can't be read ({error!r})"
+            ) from error
+
+
+METADATA_KEYS = tuple(f.name for f in fields(Metadata))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of one artifact."""
+
+    sha256: str
+    size: int
+    graph: str
+    format: str
+    opset: int | None
+    ir_version: int | None
+    weights_sha256: str
+    versions: dict[str, str]
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """The artifacts of a folder by file name.
+
+    Raises:
+        InputError: there is no manifest, or it isn't one of this project.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"no {MANIFEST} in {folder}; export first: "
+            "`python export/to_onnx.py` and `python export/to_torchscript.py`"
+        )
+    try:
+        artifacts = json.loads(path.read_bytes())["artifacts"]
+        return {name: Entry(**entry) for name, entry in artifacts.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} isn't a manifest of this project ({error}); remove it and export again"
+        ) from error
+
+
+def read_artifact(folder: Path, name: str) -> bytes:
+    """The bytes of an artifact that the manifest lists, exactly those that were exported.
+
+    Raises:
+        InputError: it isn't listed, isn't there, or a byte has changed.
+    """
+    entry = read_manifest(folder).get(name)
+    path = folder / name
+    if entry is None or not path.is_file():
+        raise InputError(f"no {name} in {folder}; export it first: see `make export`")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
+        raise InputError(
+            f"{path} has SHA-256 {digest}, its manifest says {entry.sha256}: "
+            "the file was changed after its export; export it again"
+        )
+    return data
+
+
+def add_to_manifest(folder: Path, name: str, entry: Entry) -> None:
+    """Adds or replaces one entry; call it within `locked`."""
+    entries: dict[str, Entry] = {}
+    if (folder / MANIFEST).exists():
+        entries = read_manifest(folder)
+    entries[name] = entry
+    artifacts = {key: asdict(entries[key]) for key in sorted(entries)}
+    text = json.dumps({"artifacts": artifacts}, indent=2)
+    write_atomically(folder / MANIFEST, f"{text}\n".encode())

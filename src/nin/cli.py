@@ -1,0 +1,71 @@
+"""What the scripts share on the terminal: how they end, tables, options."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nin.errors import CheckError, InputError
+from nin.paths import WEIGHTS
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a script and turns its end into an exit code and, where it failed, one line.
+
+    0 fine, 1 a check failed, 2 a person's mistake, 128 + N ended by signal N.
+    """
+    # SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        main()
+    except (InputError, CheckError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+def parser(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the script's docstring, its example included, and all defaults."""
+
+    class Formatter(
+        argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+    ): ...
+
+    return argparse.ArgumentParser(description=docstring, formatter_class=Formatter)
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every script that reads weights and images."""
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the trained network")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder with Fashion-MNIST's IDX files, if not one of the usual places",
+    )
+
+
+def short(path: Path) -> str:
+    """A path as a person would type it: relative where it lies below the current folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that reads well on a terminal and is Markdown too; numbers stand to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [any(c.isdigit() for c in column[1][:2]) for column in columns] if rows else []
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(cells, widths, right, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
+    return "\n".join([line(header), f"|{rule}|", *map(line, rows)])

@@ -1,0 +1,8 @@
+"""Where things lie in the checkout; every script takes them as its defaults."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "weights" / "nin.safetensors"
+DATA = ROOT / "data"
+ARTIFACTS = ROOT / "artifacts"

@@ -1,0 +1,59 @@
+"""One small adapter per runtime, all of the same shape, so that the gate can compare them."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+
+from nin.artifact import read_artifact
+from nin.checkpoint import load_checkpoint
+from nin.contract import Graph
+from nin.errors import InputError
+from nin.reference import Outputs
+from nin.runtimes.eager import EagerRuntime
+from nin.runtimes.ort import OrtRuntime
+from nin.runtimes.torchscript import TorchScriptRuntime
+
+
+class Runtime(Protocol):
+    """A graph, loaded. Call it with a batch of its input; it answers by output name."""
+
+    contract: dict[str, Any]
+    labels: tuple[str, ...]
+    weights_sha256: str
+
+    def __call__(self, batch: NDArray[Any]) -> Outputs: ...
+
+
+CPU_RUNTIMES = ("eager", "torchscript", "onnxruntime")
+RUNTIMES = (*CPU_RUNTIMES, *(f"{name}-cuda" for name in CPU_RUNTIMES))
+
+
+def available_runtimes() -> tuple[str, ...]:
+    """The runtimes that this machine has the devices for."""
+    return RUNTIMES if torch.cuda.is_available() else CPU_RUNTIMES
+
+
+def open_runtime(name: str, graph: Graph, *, artifacts: Path, weights: Path) -> Runtime:
+    """Loads `graph` in the runtime `name`, one of RUNTIMES.
+
+    Args:
+        artifacts: folder of the exports; what is loaded is what its manifest vouches for.
+        weights: for eager, which runs the checkpoint itself.
+
+    Raises:
+        InputError: the runtime is unknown or its device missing, or the file can't be used.
+    """
+    if name not in RUNTIMES:
+        raise InputError(f"unknown runtime {name}; known are {', '.join(RUNTIMES)}")
+    kind, _, accelerator = name.partition("-")
+    device = accelerator or "cpu"
+    if device == "cuda" and kind != "onnxruntime" and not torch.cuda.is_available():
+        raise InputError(f"no CUDA device for {name}; this machine has {', '.join(CPU_RUNTIMES)}")
+    if kind == "eager":
+        return EagerRuntime(load_checkpoint(weights), graph, device=device)
+    if kind == "torchscript":
+        data = read_artifact(artifacts, f"{graph.name}.pt")
+        return TorchScriptRuntime(data, graph, device=device)
+    return OrtRuntime(read_artifact(artifacts, f"{graph.name}.onnx"), graph, device=device)
