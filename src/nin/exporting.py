@@ -132,13 +132,18 @@ def _prove(path: Path, graph: Graph, fmt: Format, texts: dict[str, str]) -> None
 
 
 def _refuse_foreign(folder: Path, graphs: list[Graph], fmt: Format, *, force: bool) -> None:
-    if force:
-        return
-    if (folder / MANIFEST).exists():
-        read_manifest(folder)  # says what is wrong with it
+    """Looks at all that will be replaced before anything is, so that it's all or nothing."""
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        try:
+            read_manifest(folder)
+        except InputError:
+            if not force:
+                raise
+            manifest.unlink()
     for graph in graphs:
         path = folder / f"{graph.name}{fmt.suffix}"
-        if path.exists() and not _is_export(path, fmt):
+        if path.exists() and not force and not _is_export(path, fmt):
             raise InputError(
                 f"{path} exists and isn't a whole export of this project; "
                 "use --force to overwrite it, or choose another --output"

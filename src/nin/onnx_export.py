@@ -1,6 +1,5 @@
 """Writes a graph as one self-contained ONNX file."""
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -12,24 +11,11 @@ from torch import nn
 from nin.contract import BATCH, Graph
 from nin.errors import CheckError, InputError
 from nin.torch_settings import ignore_deprecations
+from nin.triton_releases import triton_release
 
 # torch.onnx translates to 18 itself and converts from there; beyond 25 the converter gives up.
 OPSETS = range(18, 26)
-DEFAULT_OPSET = 18  # what every Triton release of the table below loads
-
-
-@dataclass(frozen=True)
-class TritonRelease:
-    """What a release of the official container carries, and the newest that it loads."""
-
-    onnxruntime: str
-    opset: int
-    ir_version: int
-
-
-TRITON_RELEASES = {
-    "24.10": TritonRelease("1.19.2", opset=21, ir_version=10),
-}
+DEFAULT_OPSET = 18  # what every Triton release in nin.triton_releases loads
 
 
 def choose_opset(opset: int | None, target_triton: str | None) -> int:
@@ -41,17 +27,15 @@ def choose_opset(opset: int | None, target_triton: str | None) -> int:
     if opset is not None and opset not in OPSETS:
         raise InputError(f"opset {opset} is out of range; choose {OPSETS[0]} to {OPSETS[-1]}")
     if target_triton is None:
-        return opset or DEFAULT_OPSET
-    if target_triton not in TRITON_RELEASES:
-        known = ", ".join(TRITON_RELEASES)
-        raise InputError(f"unknown Triton release {target_triton}; known are {known}")
-    release = TRITON_RELEASES[target_triton]
+        return DEFAULT_OPSET if opset is None else opset
+    release = triton_release(target_triton)
+    loads = [o for o in OPSETS if o <= release.opset and ir_version(o) <= release.ir_version]
     if opset is None:
-        opset = max(o for o in OPSETS if o <= release.opset and ir_version(o) <= release.ir_version)
-    if opset > release.opset or ir_version(opset) > release.ir_version:
+        return max(loads)
+    if opset not in loads:
         raise InputError(
             f"opset {opset} is too new for Triton {target_triton}: its onnxruntime "
-            f"{release.onnxruntime} loads up to opset {release.opset}"
+            f"{release.onnxruntime} loads up to opset {max(loads)}"
         )
     return opset
 

@@ -73,7 +73,7 @@ def check_parity(
         row.failures += check_classes(outputs, reference, row)
         row.failures += check_batches(runtime, graph, reference)
     except Exception as error:  # whatever a runtime throws, the gate's answer is no
-        row.failures.append(f"it raised {type(error).__name__}: {str(error)}")
+        row.failures.append(f"it raised {type(error).__name__}: {error!s}")
     return row
 
 

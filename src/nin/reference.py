@@ -44,6 +44,11 @@ class Reference:
             }
         )
 
+    def first(self, count: int) -> "Reference":
+        """The first `count` images, with the budget derived on all."""
+        outputs = {name: values[:count] for name, values in self.outputs.items()}
+        return Reference(self.pixels[:count], outputs, self.budget)
+
     @classmethod
     def from_json(cls, text: str) -> "Reference":
         data = json.loads(text)

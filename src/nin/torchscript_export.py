@@ -7,7 +7,23 @@ import torch
 from torch import nn
 
 from nin.contract import Graph
+from nin.errors import CheckError
 from nin.torch_settings import ignore_deprecations, without_tf32
+
+# All in torch since 1.13 (aten::pad is the youngest). A newer torch than the release's makes the
+# file; what it calls must be there already.
+OLD_OPERATORS = {
+    "aten::_convolution",
+    "aten::adaptive_avg_pool2d",
+    "aten::flatten",
+    "aten::max_pool2d",
+    "aten::pad",
+    "aten::pixel_shuffle",
+    "aten::relu",
+    "aten::softmax",
+    "aten::to",
+    "aten::unsqueeze",
+}
 
 
 def export_torchscript(
@@ -18,12 +34,19 @@ def export_torchscript(
     Args:
         example: a batch of two; with one the exporters might take the batch for a constant.
         texts: stored as extra files, which `torch::jit::load` reads in C++ too.
+
+    Raises:
+        CheckError: it uses an operator that the torch of an older Triton may not have.
     """
     buffer = io.BytesIO()
     # the trace writes the TensorFloat-32 switch into every convolution
     with ignore_deprecations(), torch.inference_mode(), without_tf32():
         traced = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
-        torch.jit.save(torch.jit.freeze(traced), buffer, _extra_files=texts)
+        frozen = torch.jit.freeze(traced)
+        torch.jit.save(frozen, buffer, _extra_files=texts)
+    operators = {node.kind() for node in frozen.graph.nodes() if node.kind().startswith("aten::")}
+    if newer := sorted(operators - OLD_OPERATORS):
+        raise CheckError(f"{graph.name} uses {newer}, which an older torch may not load")
     return _without_debug_records(buffer.getvalue())
 
 

@@ -1,0 +1,115 @@
+"""The main job in one go: export the shipped weights, prove the exports equal, use them.
+
+python scripts/demo.py    # or `make demo`, which makes the environment first
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+from nin.artifact import atomic_path
+from nin.cli import parser, run, short, table
+from nin.contract import FASHION_MNIST, LABELS
+from nin.data import load
+from nin.errors import CheckError
+from nin.paths import ARTIFACTS, ROOT, WEIGHTS
+from nin.runtimes import open_runtime
+
+PICTURE = "demo.png"
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=1000, help="test images for the parity gate")
+    options.add_argument("--output", type=Path, default=ARTIFACTS, help="folder to write to")
+    args = options.parse_args()
+    output = args.output.resolve()
+    start = time.perf_counter()
+    with step("1/4 Export the trained network to ONNX"):
+        script("export/to_onnx.py", "--output", short(output))
+    with step("2/4 Export it to TorchScript"):
+        script("export/to_torchscript.py", "--output", short(output))
+    with step("3/4 The parity gate: does every runtime answer like the trained network?"):
+        script(
+            "export/verify.py",
+            *("--images", str(args.images)),
+            *("--artifacts", short(output)),
+            *("--report", short(output / "parity")),
+        )
+    with step("4/4 Classify real test images with onnxruntime"):
+        classify(output)
+    print(f"\nDone in {time.perf_counter() - start:.0f} s. Look at {short(output / PICTURE)}")
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    print(f"\n==> {title}", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"    {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def script(path: str, *options: str) -> None:
+    """Runs one of the project's scripts as a person would, and ends the demo where it fails."""
+    print(f"$ python {shlex.join([path, *options])}", flush=True)
+    code = subprocess.run([sys.executable, ROOT / path, *options], cwd=ROOT).returncode
+    if code:
+        raise CheckError(f"{path} ended with exit code {code}")
+
+
+def classify(artifacts: Path) -> None:
+    """Shows the first test image of every class, as a table and as a picture."""
+    pixels, labels = load("test")
+    indices = [int(np.flatnonzero(labels == label)[0]) for label in range(len(LABELS))]
+    runtime = open_runtime("onnxruntime", FASHION_MNIST, artifacts=artifacts, weights=WEIGHTS)
+    probabilities = runtime(pixels[indices])["probabilities"]
+    rows = [
+        (str(index), LABELS[labels[index]], LABELS[p.argmax()], f"{p.max():.3f}")
+        for index, p in zip(indices, probabilities, strict=True)
+    ]
+    print(table(("image", "label", "prediction", "probability"), rows))
+    draw(pixels[indices], labels[indices], probabilities, artifacts / PICTURE)
+
+
+def draw(
+    pixels: NDArray[np.uint8], labels: NDArray[np.uint8], probabilities: NDArray[np.float32],
+    path: Path,
+) -> None:  # fmt: skip
+    """Each image above the bars of its three most probable classes."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        4, 5, figsize=(13, 7.5), height_ratios=[3, 1, 3, 1], layout="constrained"
+    )
+    figure.suptitle("Fashion-MNIST test images, classified by fashion_mnist.onnx in onnxruntime")
+    for i, (image, label, p) in enumerate(zip(pixels, labels, probabilities, strict=True)):
+        row, column = 2 * (i // 5), i % 5
+        right = p.argmax() == label
+        picture, bars = axes[row, column], axes[row + 1, column]
+        picture.imshow(image, cmap="gray_r")
+        picture.set_title(
+            f"{LABELS[p.argmax()]} {p.max():.1%}" + ("" if right else f"\nis {LABELS[label]}"),
+            color="black" if right else "crimson",
+        )
+        picture.axis("off")
+        top = p.argsort()[-3:]
+        bars.barh([LABELS[k] for k in top], p[top], color="tab:blue" if right else "crimson")
+        bars.set_xlim(0, 1)
+        bars.set_xticks([])
+        bars.spines[:].set_visible(False)
+        bars.tick_params(length=0)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,119 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nin.artifact import (
+    Metadata,
+    add_to_manifest,
+    atomic_path,
+    locked,
+    make_folder,
+    read_artifact,
+    read_manifest,
+    write_atomically,
+)
+from nin.contract import FASHION_MNIST, LABELS
+from nin.errors import CheckError, InputError
+from nin.reference import Reference, replay
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"first")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half of the sec")
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"first"
+
+
+def test_sweeps_up_what_a_killed_writer_left(tmp_path: Path) -> None:
+    (tmp_path / ".nin.onnx.1234.tmp").write_bytes(b"half")
+    with locked(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_do_not_lose_each_others_entries(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from nin.artifact import Entry, add_to_manifest, locked
+folder, name = Path(sys.argv[1]), sys.argv[2]
+for i in range(20):
+    with locked(folder):
+        add_to_manifest(folder, f"{name}{i}", Entry("", 0, "nin", "onnx", 18, 8, "", {}))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(read_manifest(tmp_path)) == 40
+
+
+def test_a_changed_byte_is_noticed(artifacts: Path, tmp_path: Path) -> None:
+    for name in read_manifest(artifacts):
+        data = bytearray(read_artifact(artifacts, name))
+        data[len(data) // 2] ^= 1
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "manifest.json").write_bytes((artifacts / "manifest.json").read_bytes())
+    for name in read_manifest(tmp_path):
+        with pytest.raises(InputError, match=f"{name} has SHA-256 .* its manifest says"):
+            read_artifact(tmp_path, name)
+
+
+def test_says_what_is_missing(artifacts: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no manifest\.json in .* export first"):
+        read_manifest(tmp_path)
+    with pytest.raises(InputError, match=r"no vgg\.onnx in"):
+        read_artifact(artifacts, "vgg.onnx")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"artifacts": {"nin.onnx": {"size": 3}}}', "\0"])
+def test_refuses_another_manifest(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match="isn't a manifest of this project"):
+        read_manifest(tmp_path)
+    with pytest.raises(InputError, match="isn't a manifest of this project"):
+        add_to_manifest(tmp_path, "x", None)  # type: ignore[arg-type]
+
+
+def test_refuses_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't write to the folder"):
+        make_folder(tmp_path / "file" / "below")
+
+
+def test_metadata_survives_its_texts(reference: Reference) -> None:
+    metadata = Metadata(FASHION_MNIST.describe(), LABELS, reference, "abc", {"torch": "2"})
+    texts = metadata.to_texts(FASHION_MNIST)
+    again = Metadata.from_texts(texts)
+    assert (again.contract, again.labels) == (FASHION_MNIST.describe(), LABELS)
+    assert (again.weights_sha256, again.versions) == ("abc", {"torch": "2"})
+    np.testing.assert_array_equal(again.golden.pixels, reference.pixels)
+    for name, values in reference.outputs.items():
+        np.testing.assert_array_equal(again.golden.outputs[name], values)  # bit for bit
+    for key in texts:
+        with pytest.raises(InputError, match="not an export of this project"):
+            Metadata.from_texts({k: v for k, v in texts.items() if k != key})
+    with pytest.raises(InputError, match="not an export of this project"):
+        Metadata.from_texts({**texts, "golden": json.dumps({"pixels": "AAA", "shape": [1]})})
+
+
+def test_replay_sees_every_kind_of_wrong_answer(reference: Reference) -> None:
+    right = reference.outputs
+    replay(lambda _: right, FASHION_MNIST, reference)
+    nan = right["logits"].copy()
+    nan[5, 5] = np.nan
+    off = right["probabilities"].copy()
+    off[0, 0] += 2 * reference.budget["probabilities"]
+    for wrong, message in (
+        ({"logits": right["logits"]}, "probabilities is missing"),
+        ({**right, "logits": right["logits"][:, :9]}, r"logits is \(64, 9\), expected \(64, 10\)"),
+        ({**right, "logits": nan}, "logits is off by nan"),
+        ({**right, "probabilities": off}, "probabilities is off by"),
+    ):
+        with pytest.raises(CheckError, match=message):
+            replay(lambda _, wrong=wrong: wrong, FASHION_MNIST, reference)  # type: ignore[misc]

@@ -1,0 +1,27 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nin.paths import ROOT
+
+
+def test_exports_proves_and_shows(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/demo.py"), "--images", "16"]
+    shown = subprocess.run(
+        [*command, "--output", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for text in ("==> 4/4", "The gate is open", "| Ankle boot  | Ankle boot  |", "Done in"):
+        assert text in shown.stdout
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "parity.md").is_file()
+
+
+def test_ends_where_a_step_fails(tmp_path: Path) -> None:
+    (tmp_path / "nin.onnx").write_text("mine")
+    command = [sys.executable, str(ROOT / "scripts/demo.py"), "--output", str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert shown.returncode == 1
+    assert "error: export/to_onnx.py ended with exit code 2" in shown.stderr
+    assert "2/4" not in shown.stdout

@@ -1,0 +1,395 @@
+"""The gate on the real images, and that it closes: a gate that can't fail proves nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from nin.artifact import Metadata
+from nin.checkpoint import Checkpoint
+from nin.classifier import Classifier
+from nin.contract import FASHION_MNIST, GRAPHS, LABELS, NIN, Graph
+from nin.onnx_export import export_onnx
+from nin.parity import Row, check_parity
+from nin.reference import Outputs, Reference, compute_reference, graph_input
+from nin.runtimes import CPU_RUNTIMES, Runtime, open_runtime
+from nin.runtimes.eager import graph_module, run_module
+from nin.runtimes.ort import OrtRuntime
+from nin.runtimes.torchscript import TorchScriptRuntime
+from nin.torchscript_export import export_torchscript
+from tests.conftest import Script
+
+VERIFY = "export/verify.py"
+
+
+def test_every_artifact_in_every_runtime_passes(
+    artifacts: Path, tmp_path: Path, script: Script
+) -> None:
+    ended = script(
+        VERIFY, "--artifacts", artifacts, "--images", 500, "--report", tmp_path / "report.json"
+    )
+    assert (ended.code, ended.err) == (0, "")
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["passed"]
+    found = {(row["graph"], row["runtime"]) for row in data["rows"]}
+    assert found >= {(graph, runtime) for graph in GRAPHS for runtime in CPU_RUNTIMES}
+    for row in data["rows"]:
+        assert row["images"] == 500
+        assert row["flips"] == 0
+        assert row["accuracy"] > 0.92
+        for name, budget in row["budget"].items():
+            assert 0 <= row["mean_error"][name] <= row["max_error"][name] <= budget < 1e-3
+    assert "| fashion_mnist | onnxruntime | pass" in (tmp_path / "report.md").read_text()
+    assert "| fashion_mnist | onnxruntime | pass" in ended.out
+
+
+@pytest.mark.slow
+def test_all_ten_thousand_images_pass(artifacts: Path, tmp_path: Path, script: Script) -> None:
+    options = ("--artifacts", artifacts, "--images", "all", "--report", tmp_path / "report")
+    assert script(VERIFY, *options).code == 0
+    for row in json.loads((tmp_path / "report.json").read_text())["rows"]:
+        assert row["images"] == 10_000
+        assert row["accuracy"] == pytest.approx(0.9383, abs=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+@pytest.mark.parametrize("name", [f"{name}-cuda" for name in CPU_RUNTIMES])
+def test_cuda_passes(
+    name: str, graph: Graph, artifacts: Path, checkpoint: Checkpoint, gate: "Gate"
+) -> None:
+    from nin.paths import WEIGHTS
+
+    runtime = open_runtime(name, graph, artifacts=artifacts, weights=WEIGHTS)
+    assert gate(runtime, graph).failures == []
+
+
+# Negative controls: each breaks one thing, and the gate has to name the reason
+
+Gate = Callable[[Runtime, Graph], Row]
+
+
+@pytest.fixture
+def gate(reference: Reference, labels: NDArray[np.uint8], checkpoint: Checkpoint) -> Gate:
+    def run(runtime: Runtime, graph: Graph) -> Row:
+        return check_parity(
+            "broken", runtime, graph, reference, labels[:64], weights_sha256=checkpoint.sha256
+        )
+
+    return run
+
+
+@pytest.fixture
+def export(reference: Reference, checkpoint: Checkpoint) -> Callable[..., Runtime]:
+    """Exports a module for real, in either format, and loads it in its runtime."""
+
+    def run(kind: str, module: torch.nn.Module, graph: Graph, **changed: str) -> Runtime:
+        metadata = Metadata(graph.describe(), LABELS, reference.first(2), checkpoint.sha256, {})
+        texts = {**metadata.to_texts(graph), **changed}
+        example = torch.tensor(graph_input(graph, reference.pixels[:2]))
+        if kind == "onnx":
+            return OrtRuntime(export_onnx(module, example, graph, texts, 18), graph)
+        return TorchScriptRuntime(export_torchscript(module, example, graph, texts), graph)
+
+    return run
+
+
+def change_one_weight(module: torch.nn.Module) -> None:
+    weight = dict(module.named_parameters())[
+        "4.0.weight" if "4.0.weight" in dict(module.named_parameters()) else "rest.4.2.weight"
+    ]
+    weight.view(-1)[weight.abs().argmax()] *= -1
+
+
+def swap_two_channels(module: torch.nn.Module) -> None:
+    conv = next(m for m in module.modules() if getattr(m, "out_channels", 0) == 256)
+    for parameter in (conv.weight, conv.bias):
+        parameter[[3, 7]] = parameter[[7, 3]]
+
+
+def rotate_outputs(module: torch.nn.Module) -> None:
+    conv = [m for m in module.modules() if getattr(m, "out_channels", 0) == len(LABELS)][-1]
+    conv.weight.copy_(conv.weight.roll(1, 0))
+    conv.bias.copy_(conv.bias.roll(1, 0))
+
+
+def round_to_bfloat16(module: torch.nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.copy_(parameter.bfloat16().float())
+
+
+def drop_the_division(module: torch.nn.Module) -> None:
+    module.stem.weight.mul_(255)
+
+
+def forget_a_bias(module: torch.nn.Module) -> None:
+    next(m for m in module.modules() if isinstance(m, torch.nn.Conv2d)).bias.zero_()
+
+
+CORRUPTIONS = [
+    (change_one_weight, GRAPHS, "budget: logits of"),
+    (swap_two_channels, GRAPHS, "budget: logits of 64 of 64 images"),
+    (rotate_outputs, GRAPHS, "classes: "),
+    (round_to_bfloat16, GRAPHS, "budget: logits of 64 of 64 images"),
+    (forget_a_bias, GRAPHS, "budget: logits of 64 of 64 images"),
+    (drop_the_division, ["fashion_mnist"], "budget: logits of 64 of 64 images"),
+]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt"])
+@pytest.mark.parametrize(
+    ("corrupt", "graph", "reason"),
+    [(corrupt, graph, reason) for corrupt, graphs, reason in CORRUPTIONS for graph in graphs],
+)
+def test_closes_on_a_corrupted_export(
+    kind: str, corrupt: Callable[[torch.nn.Module], None], graph: str, reason: str,
+    checkpoint: Checkpoint, export: Callable[..., Runtime], gate: Gate,
+) -> None:  # fmt: skip
+    module = graph_module(deepcopy(checkpoint.network), GRAPHS[graph])
+    with torch.no_grad():
+        corrupt(module)
+    row = gate(export(kind, module, GRAPHS[graph]), GRAPHS[graph])
+    assert not row.passed
+    assert any(failure.startswith(reason) for failure in row.failures), row.failures
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt"])
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+def test_opens_for_the_same_export_uncorrupted(
+    kind: str, graph: Graph, checkpoint: Checkpoint, export: Callable[..., Runtime], gate: Gate
+) -> None:
+    """Without this the controls above could be failing for another reason."""
+    assert gate(export(kind, graph_module(checkpoint.network, graph), graph), graph).failures == []
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt"])
+def test_closes_on_rotated_labels(
+    kind: str, checkpoint: Checkpoint, export: Callable[..., Runtime], gate: Gate
+) -> None:
+    labels = json.dumps([*LABELS[1:], LABELS[0]])
+    row = gate(export(kind, checkpoint.network, NIN, labels=labels), NIN)
+    assert row.failures[0].startswith("labels: it carries ['Trouser', ")
+
+
+def test_closes_on_other_weights_and_another_contract(
+    checkpoint: Checkpoint, export: Callable[..., Runtime], gate: Gate
+) -> None:
+    contract = json.dumps({**NIN.describe(), "max_batch": 1})
+    changed = {"weights_sha256": "0" * 64, "contract": contract}
+    row = gate(export("onnx", checkpoint.network, NIN, **changed), NIN)
+    assert row.failures[0].startswith("contract: it carries")
+    assert row.failures[1].startswith("weights: it was exported from 000000000000")
+
+
+class Wrapped:
+    """A right runtime whose answers something spoils on the way."""
+
+    labels = LABELS
+
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, spoil: Any, before: Any = None):
+        self.contract = graph.describe()
+        self.weights_sha256 = checkpoint.sha256
+        self._module = graph_module(checkpoint.network, graph)
+        self._graph, self._spoil, self._before = graph, spoil, before
+
+    def __call__(self, batch: NDArray[Any]) -> Outputs:
+        if self._before:
+            batch = self._before(batch)
+        return self._spoil(run_module(self._module, self._graph, batch, "cpu"))
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+def test_closes_on_dropout_left_on(checkpoint: Checkpoint, graph: Graph, gate: Gate) -> None:
+    network = deepcopy(checkpoint.network)
+    next(m for m in network.modules() if isinstance(m, torch.nn.Dropout)).train()
+    module = network if graph is NIN else Classifier(network)
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.train()
+    runtime = Wrapped(checkpoint, graph, spoil=lambda outputs: outputs)
+    runtime._module = module
+    failures = gate(runtime, graph).failures
+    assert failures[0].startswith("budget: logits of 64 of 64 images off")
+    assert any("gives another logits alone once more" in failure for failure in failures)
+
+
+def only(change: Callable[[NDArray[Any]], Any]) -> Callable[[Outputs], Outputs]:
+    return lambda outputs: {**outputs, "logits": change(outputs["logits"])}
+
+
+def with_nan(logits: NDArray[Any]) -> NDArray[Any]:
+    logits[-1, 3] = np.nan
+    return logits
+
+
+def leaking(logits: NDArray[Any]) -> NDArray[Any]:
+    """What one image says reaches the others of its batch."""
+    return logits + 1e-3 * (logits.mean(0, keepdims=True) - logits)
+
+
+def only_small(outputs: Outputs) -> Outputs:
+    if len(outputs["logits"]) > 2:
+        raise RuntimeError("Expected batch 2")
+    return outputs
+
+
+SPOILS: list[tuple[Any, str]] = [
+    (only(with_nan), "budget: logits of 1 of 64 images off by up to nan"),
+    (only(leaking), "batches: image 0 gives another logits"),
+    (only(lambda a: a.astype(np.float64)), "outputs: batch of 1 gives [('logits', 'float64'"),
+    (only(lambda a: a.astype(np.float16)), "outputs: batch of 1 gives [('logits', 'float16'"),
+    (only(lambda a: a[:, :9]), "outputs: batch of 1 gives"),
+    (only(lambda a: a[:1]), "outputs: batch of 2 gives"),
+    (only(lambda a: a[::-1]), "budget: logits of "),
+    (only(lambda a: np.tile(a[:1], (len(a), 1))), "classes: "),
+    (only(lambda a: a - 1e-3), "budget: logits of 64 of 64"),
+    (lambda outputs: {"output_0": outputs["logits"]}, "outputs: batch of 1 gives [('output_0'"),
+    (lambda outputs: {}, "outputs: batch of 1 gives []"),
+    (lambda outputs: {**outputs, "more": outputs["logits"]}, "outputs: batch of 1 gives"),
+    (only_small, "outputs: batch of 3 can't be run: Expected batch 2"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), SPOILS)
+def test_closes_on_spoilt_outputs(
+    spoil: Any, reason: str, checkpoint: Checkpoint, gate: Gate
+) -> None:
+    failures = gate(Wrapped(checkpoint, NIN, spoil), NIN).failures
+    assert any(failure.startswith(reason) for failure in failures), failures
+
+
+PROBABILITIES: list[tuple[Any, str]] = [
+    (lambda o: {**o, "probabilities": o["logits"]}, "budget: probabilities"),
+    (lambda o: dict(reversed(o.items())), "outputs: batch of 1 gives [('probabilities'"),
+    (lambda o: {**o, "probabilities": o["probabilities"] ** 1.0001}, "budget: probabilities"),
+    (lambda o: {**o, "probabilities": np.roll(o["probabilities"], 1, 1)}, "classes: "),
+]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), PROBABILITIES)
+def test_closes_on_spoilt_probabilities(
+    spoil: Any, reason: str, checkpoint: Checkpoint, gate: Gate
+) -> None:
+    failures = gate(Wrapped(checkpoint, FASHION_MNIST, spoil), FASHION_MNIST).failures
+    assert any(failure.startswith(reason) for failure in failures), failures
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda pixels: np.ascontiguousarray(pixels.transpose(0, 2, 1)),
+        lambda pixels: 255 - pixels,
+        lambda pixels: np.ascontiguousarray(pixels[:, :, ::-1]),
+        lambda pixels: pixels // 2 * 2,
+    ],
+    ids=["transposed", "inverted", "mirrored", "7 bits"],
+)
+def test_closes_on_spoilt_pixels(before: Any, checkpoint: Checkpoint, gate: Gate) -> None:
+    runtime = Wrapped(checkpoint, FASHION_MNIST, lambda outputs: outputs, before)
+    failures = gate(runtime, FASHION_MNIST).failures
+    assert any(failure.startswith("budget: logits") for failure in failures)
+
+
+def test_a_flip_is_allowed_only_where_the_reference_is_undecided(
+    checkpoint: Checkpoint, labels: NDArray[np.uint8]
+) -> None:
+    """An image between two classes, by hand: its flip is listed, and nothing else allowed."""
+    from nin.parity import check_classes
+
+    exact = np.zeros((2, 10))
+    exact[:, 4], exact[0, 6], exact[1, 6] = 1.0, 1.0 - 1e-6, 0.9
+    found = exact.astype(np.float32)
+    found[:, 6] = 1.01
+    budget = {"logits": 1e-5}
+    row = Row("x", "nin", 2, budget)
+    failures = list(
+        check_classes(
+            {"logits": found}, Reference(np.zeros((2, 28, 28)), {"logits": exact}, budget), row
+        )
+    )
+    assert failures == ["classes: 1 images changed class; first image 1"]
+    assert (row.flips, row.near_ties) == (2, [0])
+
+
+def test_the_budget_is_derived_from_float32_alone(
+    checkpoint: Checkpoint, reference: Reference
+) -> None:
+    """Larger weights, larger activations, larger budget: it is no magic number."""
+    network = deepcopy(checkpoint.network)
+    with torch.no_grad():
+        network[7][4].weight.mul_(100)
+        network[7][4].bias.mul_(100)
+    larger = compute_reference(network, reference.pixels)
+    assert 30 < larger.budget["logits"] / reference.budget["logits"] < 300
+
+
+# The script
+
+
+def test_exit_code_1_and_the_reason_when_closed(
+    artifacts: Path, tmp_path: Path, script: Script, checkpoint: Checkpoint
+) -> None:
+    """Weights that were trained on while their old exports still lie there."""
+    from nin.checkpoint import save_checkpoint
+
+    network = deepcopy(checkpoint.network)
+    with torch.no_grad():
+        network[0][0].weight.mul_(1.01)
+    save_checkpoint(tmp_path / "w.safetensors", network, recipe="", metrics={})
+    options = ("--artifacts", artifacts, "--weights", tmp_path / "w.safetensors")
+    ended = script(
+        VERIFY, *options, "--images", 8, "--runtimes", "onnxruntime", "--report", tmp_path / "r"
+    )
+    assert ended.code == 1
+    assert "error: the gate is closed" in ended.err
+    assert "nin in onnxruntime: weights: it was exported from" in ended.err
+    assert not json.loads((tmp_path / "r.json").read_text())["passed"]
+    assert "FAIL" in (tmp_path / "r.md").read_text()
+
+
+@pytest.mark.parametrize("count", ["1", "2", "33"])
+def test_a_few_images_do_not_raise_a_false_alarm(
+    count: str, artifacts: Path, tmp_path: Path, script: Script
+) -> None:
+    options = ("--artifacts", artifacts, "--images", count, "--report", tmp_path / "r")
+    assert script(VERIFY, *options).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--images", "0"), "0 is not 1 to 10000, nor `all`"),
+        (("--images", "-5"), "-5 is not 1 to 10000"),
+        (("--images", "10001"), "10001 is not 1 to 10000"),
+        (("--images", "some"), "some is not 1 to 10000"),
+        (("--runtimes", "tflite"), "invalid choice: 'tflite'"),
+        (("--graph", "vgg"), "invalid choice: 'vgg'"),
+        (("--data-dir", "/nowhere"), "no data folder at /nowhere"),
+        (("--artifacts", "/nowhere"), "no manifest.json in /nowhere; export first"),
+        (("--weights", "/nowhere"), "no weights at /nowhere"),
+    ],
+)
+def test_refuses_bad_options(options: tuple[str, ...], message: str, script: Script) -> None:
+    ended = script(VERIFY, *options)
+    assert ended.code == 2
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_refuses_an_artifact_that_differs_from_the_manifest(
+    artifacts: Path, tmp_path: Path, script: Script
+) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "a"))
+    with (folder / "nin.pt").open("ab") as file:
+        file.write(b"\0")
+    ended = script(VERIFY, "--artifacts", folder, "--images", 4, "--report", tmp_path / "r")
+    assert ended.code == 2
+    assert "nin.pt has SHA-256" in ended.err
+    assert not (tmp_path / "r.json").exists()
