@@ -1,7 +1,8 @@
 # The few commands people and CI type. `make demo` and `make test` set everything up themselves.
 PYTHON ?= python3
 RUN := .venv/bin/python
-export PYTHON ORT_DISABLE_TELEMETRY := 1
+export PYTHON
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help demo test check export verify clean
 

@@ -12,7 +12,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from nin.artifact import write_atomically
+from nin.artifact import make_folder, write_atomically
 from nin.cli import add_input_options, parser, run, short, table
 from nin.contract import GOLDEN_IMAGES, GRAPHS
 from nin.data import load
@@ -64,6 +64,7 @@ def image_count(text: str) -> int | None:
 def main() -> None:
     args = parse_args()
     graphs = [g for g in GRAPHS.values() if args.graph in (g.name, "all")]
+    make_folder(args.report.parent)  # now, not after minutes of work
     checkpoint = load_deployable(args.weights)
     pixels, labels = load("test", args.data_dir)
     count = args.images or len(pixels)

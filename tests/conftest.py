@@ -50,7 +50,7 @@ def labels() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="session")
 def reference(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> Reference:
-    """64 images, enough for a corruption to show."""
+    """64 images: enough to derive the budget on."""
     return compute_reference(checkpoint.network, pixels[:64])
 
 

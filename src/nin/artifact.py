@@ -128,7 +128,8 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
         return {name: Entry(**entry) for name, entry in artifacts.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} isn't a manifest of this project ({error}); remove it, or export again with --force"
+            f"{path} isn't a manifest of this project ({error}); "
+            "remove it, or export again with --force"
         ) from error
 
 

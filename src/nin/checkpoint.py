@@ -53,18 +53,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"{path} isn't a whole safetensors file ({error}); copy or train it again"
         ) from error
-    network = _build(path, metadata)
+    network, metrics = _build(path, metadata)
     _check_tensors(path, network, tensors)
     network.load_state_dict(tensors, assign=True)
     return Checkpoint(
         network=network.eval(),
         recipe=metadata.get("recipe", ""),
-        metrics=json.loads(metadata.get("metrics", "{}")),
+        metrics=metrics,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
 
 
-def _build(path: Path, metadata: dict[str, str]) -> NiN:
+def _build(path: Path, metadata: dict[str, str]) -> tuple[NiN, dict[str, Any]]:
     if "arguments" not in metadata:
         raise InputError(
             f"{path} doesn't carry the network's arguments; "
@@ -72,7 +72,8 @@ def _build(path: Path, metadata: dict[str, str]) -> NiN:
         )
     try:
         with torch.device("meta"):  # shapes only: the tensors come from the file
-            return NiN(**json.loads(metadata["arguments"]))
+            network = NiN(**json.loads(metadata["arguments"]))
+        return network, json.loads(metadata.get("metrics", "{}"))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} is of another network: arguments {metadata['arguments']} ({error}); "

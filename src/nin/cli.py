@@ -20,9 +20,12 @@ def run(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main()
-    except (InputError, CheckError) as error:
+    except CheckError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(1)
+    except (InputError, OSError) as error:  # OSError: a full disk, a file that vanished
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,5 +150,8 @@ def _refuse_foreign(folder: Path, graphs: list[Graph], fmt: Format, *, force: bo
 
 
 def _is_export(path: Path, fmt: Format) -> bool:
-    texts = fmt.read_texts(path.read_bytes()) if path.is_file() else {}
-    return "graph" in json.loads(texts.get("contract", "{}"))
+    try:
+        Metadata.from_texts(fmt.read_texts(path.read_bytes()))
+    except (InputError, OSError):  # OSError: a folder of that name, say
+        return False
+    return True
