@@ -13,7 +13,7 @@ demo: .venv/complete  ## export, prove, classify real images
 	@$(RUN) scripts/demo.py
 
 test: check  ## lint, types and all tests
-	@$(RUN) -m pytest -m "not slow"
+	@$(RUN) -m pytest
 
 check: .venv/complete  ## lint and types only
 	@$(RUN) -m ruff check .

@@ -3,6 +3,7 @@
 python scripts/demo.py    # or `make demo`, which makes the environment first
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=ARTIFACTS, help="folder to write to")
     args = options.parse_args()
     output = args.output.resolve()
+    os.chdir(ROOT)  # where the commands that it shows are typed
     start = time.perf_counter()
     with step("1/4 Export the trained network to ONNX"):
         script("export/to_onnx.py", "--output", short(output))
@@ -60,7 +62,7 @@ def step(title: str) -> Iterator[None]:
 def script(path: str, *options: str) -> None:
     """Runs one of the project's scripts as a person would, and ends the demo where it fails."""
     print(f"$ python {shlex.join([path, *options])}", flush=True)
-    code = subprocess.run([sys.executable, ROOT / path, *options], cwd=ROOT).returncode
+    code = subprocess.run([sys.executable, ROOT / path, *options]).returncode
     if code:
         raise CheckError(f"{path} ended with exit code {code}")
 
