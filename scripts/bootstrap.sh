@@ -16,7 +16,9 @@ command -v "$python" > /dev/null || fail "no '$python' found; install Python >= 
 start=$SECONDS
 echo "==> Making .venv with $("$python" --version): the PyTorch packages are several GB, this takes minutes"
 "$python" -m venv --clear .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+quiet=--quiet
+[ -t 1 ] && quiet=  # someone is watching: show pip's progress
+.venv/bin/python -m pip install $quiet --disable-pip-version-check \
   --constraint constraints.txt --editable '.[dev]'
 touch .venv/complete
 echo "==> Environment ready after $((SECONDS - start)) s"
