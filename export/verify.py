@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from nin.artifact import make_folder, write_atomically
-from nin.cli import add_input_options, parser, run, short, table
+from nin.cli import add_input_options, image_count, parser, run, short, table
 from nin.contract import GOLDEN_IMAGES, GRAPHS
 from nin.data import load
 from nin.errors import CheckError
 from nin.exporting import load_deployable
-from nin.parity import HEADER, Row, check_parity, report, table_rows
+from nin.parity import HEADER, Row, check_parity, markdown, report, table_rows
 from nin.paths import ARTIFACTS
 from nin.reference import compute_reference
 from nin.runtimes import RUNTIMES, available_runtimes, open_runtime
@@ -52,19 +52,9 @@ def parse_args() -> argparse.Namespace:
     return options.parse_args()
 
 
-def image_count(text: str) -> int | None:
-    """A positive number, or None for all."""
-    if text == "all":
-        return None
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 to 10000, nor `all`")
-    return int(text)
-
-
 def main() -> None:
     args = parse_args()
     graphs = [g for g in GRAPHS.values() if args.graph in (g.name, "all")]
-    make_folder(args.report.parent)  # now, not after minutes of work
     checkpoint = load_deployable(args.weights)
     pixels, labels = load("test", args.data_dir)
     count = args.images or len(pixels)
@@ -73,6 +63,7 @@ def main() -> None:
         for graph in graphs
         for name in args.runtimes
     ]
+    make_folder(args.report.parent)  # now, not after minutes of work
     # A handful of images says little of float32's error: derive the budget on 32 at least.
     reference = compute_reference(checkpoint.network, pixels[: max(count, GOLDEN_IMAGES)])
     reference = reference.first(count)
@@ -106,19 +97,8 @@ def write_report(args: argparse.Namespace, rows: list[Row], weights_sha256: str)
     data = report(rows, about)
     base = args.report.with_suffix("") if args.report.suffix in (".json", ".md") else args.report
     write_atomically(base.with_name(f"{base.name}.json"), json.dumps(data, indent=2).encode())
-    lines = [
-        "# Parity report",
-        "",
-        f"`{about['command']}`, {about['machine']}, {about['versions']}",
-    ]
-    lines += ["", table(HEADER, table_rows(rows)), ""]
-    lines += [f"- **{r.graph} in {r.runtime}**: {text}" for r in rows for text in r.failures]
-    lines += [
-        f"- {r.graph} in {r.runtime}: near ties that changed class: images {r.near_ties}"
-        for r in rows
-        if r.near_ties
-    ]
-    write_atomically(base.with_name(f"{base.name}.md"), "\n".join(lines).encode() + b"\n")
+    page = markdown(rows, about)
+    write_atomically(base.with_name(f"{base.name}.md"), page.encode())
     print(f"Report: {short(base)}.json, {short(base)}.md")
 
 

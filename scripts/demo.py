@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nin.artifact import atomic_path
-from nin.cli import parser, run, short, table
+from nin.cli import image_count, parser, run, short, table
 from nin.contract import FASHION_MNIST, LABELS
 from nin.data import load
-from nin.errors import CheckError
+from nin.errors import CheckError, InputError
 from nin.paths import ARTIFACTS, ROOT, WEIGHTS
 from nin.runtimes import open_runtime
 
@@ -29,7 +29,9 @@ PICTURE = "demo.png"
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--images", type=int, default=1000, help="test images for the parity gate")
+    options.add_argument(
+        "--images", type=image_count, default=1000, help="test images for the parity gate"
+    )
     options.add_argument("--output", type=Path, default=ARTIFACTS, help="folder to write to")
     args = options.parse_args()
     output = args.output.resolve()
@@ -42,7 +44,7 @@ def main() -> None:
     with step("3/4 The parity gate: does every runtime answer like the trained network?"):
         script(
             "export/verify.py",
-            *("--images", str(args.images)),
+            *("--images", str(args.images or "all")),
             *("--artifacts", short(output)),
             *("--report", short(output / "parity")),
         )
@@ -64,7 +66,8 @@ def script(path: str, *options: str) -> None:
     print(f"$ python {shlex.join([path, *options])}", flush=True)
     code = subprocess.run([sys.executable, ROOT / path, *options]).returncode
     if code:
-        raise CheckError(f"{path} ended with exit code {code}")
+        failure = InputError if code == 2 else CheckError
+        raise failure(f"{path} ended with exit code {code}")
 
 
 def classify(artifacts: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from nin.artifact import (
     Metadata,
-    add_to_manifest,
     atomic_path,
     locked,
     make_folder,
@@ -41,11 +40,13 @@ def test_two_writers_do_not_lose_each_others_entries(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from nin.artifact import Entry, add_to_manifest, locked
+from nin.artifact import MANIFEST, Entry, locked, read_manifest, write_manifest
 folder, name = Path(sys.argv[1]), sys.argv[2]
 for i in range(20):
     with locked(folder):
-        add_to_manifest(folder, f"{name}{i}", Entry("", 0, "nin", "onnx", 18, 8, "", {}))
+        entries = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+        entries[f"{name}{i}"] = Entry("", 0, "nin", "onnx", 18, 8, "", {})
+        write_manifest(folder, entries)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
     writers = [subprocess.Popen([*command, name]) for name in "ab"]
@@ -71,13 +72,13 @@ def test_says_what_is_missing(artifacts: Path, tmp_path: Path) -> None:
         read_artifact(artifacts, "vgg.onnx")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"artifacts": {"nin.onnx": {"size": 3}}}', "\0"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"artifacts": {"nin.onnx": {"size": 3}}}', "\0", "[" * 200_000]
+)
 def test_refuses_another_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(InputError, match="isn't a manifest of this project"):
         read_manifest(tmp_path)
-    with pytest.raises(InputError, match="isn't a manifest of this project"):
-        add_to_manifest(tmp_path, "x", None)  # type: ignore[arg-type]
 
 
 def test_refuses_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

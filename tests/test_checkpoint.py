@@ -40,7 +40,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no weights at .*w.safetensors"):
+    with pytest.raises(InputError, match="no weights file at .*w.safetensors"):
         load_checkpoint(tmp_path / "w.safetensors")
 
 
@@ -81,6 +81,7 @@ def test_names_the_first_tensor_that_does_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
+        ({**ARGUMENTS, "metrics": "[1]"}, "its metrics aren't a JSON object"),
         ({}, "doesn't carry the network's arguments"),
         ({"arguments": "{"}, "of another network: arguments"),
         ({"arguments": '{"layers": 3}'}, "of another network: arguments"),

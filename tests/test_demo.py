@@ -22,6 +22,6 @@ def test_ends_where_a_step_fails(tmp_path: Path) -> None:
     (tmp_path / "nin.onnx").write_text("mine")
     command = [sys.executable, str(ROOT / "scripts/demo.py"), "--output", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
-    assert shown.returncode == 1
+    assert shown.returncode == 2
     assert "error: export/to_onnx.py ended with exit code 2" in shown.stderr
     assert "2/4" not in shown.stdout

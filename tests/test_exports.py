@@ -214,7 +214,7 @@ def another(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path, "no weights at"),
+        (lambda path: path, "no weights file at"),
         (truncate, "isn't a whole safetensors file"),
         (another, "doesn't carry the network's arguments"),
         (poison, "2.0.weight holds NaN"),
@@ -280,6 +280,18 @@ def test_overwrites_a_foreign_file_only_with_force(
     options = ("--graph", "fashion_mnist", "--force")
     assert script(SCRIPTS[kind], "--output", tmp_path, *options).code == 0
     assert read_manifest(tmp_path)[path.name].size == path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist.onnx", "manifest.json"])
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_refuses_a_folder_in_the_place_of_a_file(
+    name: str, force: tuple[str, ...], tmp_path: Path, script: Script
+) -> None:
+    (tmp_path / name).mkdir()
+    ended = script(SCRIPTS["onnx"], "--output", tmp_path, *force)
+    assert ended.code == 2
+    assert f"{name} is a folder; move it away" in ended.err
+    assert files(tmp_path) == [name]
 
 
 def test_refuses_a_foreign_onnx_model(tmp_path: Path, script: Script) -> None:

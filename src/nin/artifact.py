@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     try:
         artifacts = json.loads(path.read_bytes())["artifacts"]
         return {name: Entry(**entry) for name, entry in artifacts.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} isn't a manifest of this project ({error}); "
             "remove it, or export again with --force"
@@ -153,12 +153,8 @@ def read_artifact(folder: Path, name: str) -> bytes:
     return data
 
 
-def add_to_manifest(folder: Path, name: str, entry: Entry) -> None:
-    """Adds or replaces one entry; call it within `locked`."""
-    entries: dict[str, Entry] = {}
-    if (folder / MANIFEST).exists():
-        entries = read_manifest(folder)
-    entries[name] = entry
-    artifacts = {key: asdict(entries[key]) for key in sorted(entries)}
+def write_manifest(folder: Path, entries: dict[str, Entry]) -> None:
+    """Replaces the manifest; call it within `locked`."""
+    artifacts = {name: asdict(entries[name]) for name in sorted(entries)}
     text = json.dumps({"artifacts": artifacts}, indent=2)
     write_atomically(folder / MANIFEST, f"{text}\n".encode())

@@ -44,7 +44,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors that don't fit; the first that doesn't is named.
     """
     if not path.is_file():
-        raise InputError(f"no weights at {path}; the shipped ones are weights/nin.safetensors")
+        raise InputError(f"no weights file at {path}; the shipped ones are weights/nin.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -53,18 +53,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"{path} isn't a whole safetensors file ({error}); copy or train it again"
         ) from error
-    network, metrics = _build(path, metadata)
+    network = _build(path, metadata)
     _check_tensors(path, network, tensors)
     network.load_state_dict(tensors, assign=True)
     return Checkpoint(
         network=network.eval(),
         recipe=metadata.get("recipe", ""),
-        metrics=metrics,
+        metrics=_metrics(path, metadata),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
 
 
-def _build(path: Path, metadata: dict[str, str]) -> tuple[NiN, dict[str, Any]]:
+def _build(path: Path, metadata: dict[str, str]) -> NiN:
     if "arguments" not in metadata:
         raise InputError(
             f"{path} doesn't carry the network's arguments; "
@@ -72,13 +72,20 @@ def _build(path: Path, metadata: dict[str, str]) -> tuple[NiN, dict[str, Any]]:
         )
     try:
         with torch.device("meta"):  # shapes only: the tensors come from the file
-            network = NiN(**json.loads(metadata["arguments"]))
-        return network, json.loads(metadata.get("metrics", "{}"))
-    except (TypeError, ValueError, RuntimeError) as error:
+            return NiN(**json.loads(metadata["arguments"]))
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path} is of another network: arguments {metadata['arguments']} ({error}); "
+            f"{path} is of another network: arguments {metadata['arguments'][:100]} ({reason}); "
             f"expected those of NiN, such as {json.dumps(NiN().arguments)}"
         ) from error
+
+
+def _metrics(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(metadata.get("metrics", "{}")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its metrics aren't a JSON object; save it again") from error
 
 
 def _check_tensors(path: Path, network: NiN, tensors: dict[str, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from nin.paths import WEIGHTS
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a script and turns its end into an exit code and, where it failed, one line.
+    """Runs a script and turns its end into an exit code and, where it failed, the reason.
 
     0 fine, 1 a check failed, 2 a person's mistake, 128 + N ended by signal N.
     """
@@ -50,6 +50,15 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder with Fashion-MNIST's IDX files, if not one of the usual places",
     )
+
+
+def image_count(text: str) -> int | None:
+    """An option's value as a number of test images, None for all of them."""
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10_000):
+        raise argparse.ArgumentTypeError(f"{text} is not 1 to 10000, nor `all`")
+    return int(text)
 
 
 def short(path: Path) -> str:

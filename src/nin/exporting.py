@@ -14,11 +14,11 @@ from nin.artifact import (
     MANIFEST,
     Entry,
     Metadata,
-    add_to_manifest,
     atomic_path,
     locked,
     make_folder,
     read_manifest,
+    write_manifest,
 )
 from nin.checkpoint import Checkpoint, load_checkpoint
 from nin.cli import add_input_options, short
@@ -68,9 +68,14 @@ def run_export(args: argparse.Namespace, fmt: Format) -> None:
     make_folder(args.output)
     golden = compute_reference(checkpoint.network, pixels[:GOLDEN_IMAGES])
     with locked(args.output):
-        _refuse_foreign(args.output, graphs, fmt, force=args.force)
-        for graph in graphs:
-            _export(args.output, graph, fmt, checkpoint, golden)
+        entries = _listed(args.output, force=args.force)
+        paths = {graph: args.output / f"{graph.name}{fmt.suffix}" for graph in graphs}
+        for path in paths.values():  # all of them before the first is replaced
+            _refuse_foreign(path, fmt, force=args.force)
+        for graph, path in paths.items():
+            entries[path.name] = _export(path, graph, fmt, checkpoint, golden)
+            # Until this is written, loaders refuse the new file: its digest isn't listed yet.
+            write_manifest(args.output, entries)
 
 
 def load_deployable(weights: Path) -> Checkpoint:
@@ -86,10 +91,9 @@ def load_deployable(weights: Path) -> Checkpoint:
 
 
 def _export(
-    folder: Path, graph: Graph, fmt: Format, checkpoint: Checkpoint, golden: Reference
-) -> None:
+    path: Path, graph: Graph, fmt: Format, checkpoint: Checkpoint, golden: Reference
+) -> Entry:
     start = time.perf_counter()
-    path = folder / f"{graph.name}{fmt.suffix}"
     metadata = Metadata(graph.describe(), LABELS, golden, checkpoint.sha256, fmt.versions)
     texts = metadata.to_texts(graph)
     example = torch.tensor(graph_input(graph, golden.pixels[:2]))
@@ -97,7 +101,12 @@ def _export(
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
         _prove(temporary, graph, fmt, texts)
-    entry = Entry(
+    opset = f", opset {fmt.opset}, IR {fmt.ir_version}" if fmt.opset else ""
+    print(
+        f"{short(path)}: {len(data) / 1e6:.1f} MB{opset}, golden vectors replayed, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
+    return Entry(
         sha256=hashlib.sha256(data).hexdigest(),
         size=len(data),
         graph=graph.name,
@@ -106,12 +115,6 @@ def _export(
         ir_version=fmt.ir_version,
         weights_sha256=checkpoint.sha256,
         versions=fmt.versions,
-    )
-    add_to_manifest(folder, path.name, entry)
-    opset = f", opset {fmt.opset}, IR {fmt.ir_version}" if fmt.opset else ""
-    print(
-        f"{short(path)}: {len(data) / 1e6:.1f} MB{opset}, golden vectors replayed, "
-        f"{time.perf_counter() - start:.1f} s"
     )
 
 
@@ -130,28 +133,34 @@ def _prove(path: Path, graph: Graph, fmt: Format, texts: dict[str, str]) -> None
         raise CheckError(f"{graph.name}{fmt.suffix} is not published: {error}") from error
 
 
-def _refuse_foreign(folder: Path, graphs: list[Graph], fmt: Format, *, force: bool) -> None:
-    """Looks at all that will be replaced before anything is, so that it's all or nothing."""
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        try:
-            read_manifest(folder)
-        except InputError:
-            if not force:
-                raise
-            manifest.unlink()
-    for graph in graphs:
-        path = folder / f"{graph.name}{fmt.suffix}"
-        if path.exists() and not force and not _is_export(path, fmt):
-            raise InputError(
-                f"{path} exists and isn't a whole export of this project; "
-                "use --force to overwrite it, or choose another --output"
-            )
+def _listed(folder: Path, *, force: bool) -> dict[str, Entry]:
+    """What the folder's manifest lists, if it has one; a foreign one is dropped with force."""
+    path = folder / MANIFEST
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; move it away, or choose another --output")
+    if not path.exists():
+        return {}
+    try:
+        return read_manifest(folder)
+    except InputError:
+        if not force:
+            raise
+        return {}
+
+
+def _refuse_foreign(path: Path, fmt: Format, *, force: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; move it away, or choose another --output")
+    if path.exists() and not force and not _is_export(path, fmt):
+        raise InputError(
+            f"{path} exists and isn't a whole export of this project; "
+            "use --force to overwrite it, or choose another --output"
+        )
 
 
 def _is_export(path: Path, fmt: Format) -> bool:
     try:
         Metadata.from_texts(fmt.read_texts(path.read_bytes()))
-    except (InputError, OSError):  # OSError: a folder of that name, say
+    except InputError:
         return False
     return True
