@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -339,7 +340,9 @@ def test_an_export_that_fails_its_golden_vectors_is_not_published(
 def test_an_interrupt_leaves_no_partial_file(kind: str, number: int, tmp_path: Path) -> None:
     """The signal comes while the temporary file is there: the worst moment."""
     command = [sys.executable, str(ROOT / SCRIPTS[kind]), "--output", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # a background shell ignores SIGINT and would hand that down
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while not list(tmp_path.glob(".*.tmp")):
         assert process.poll() is None
         time.sleep(0.001)
