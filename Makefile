@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 export PYTHON
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test check export verify clean
+.PHONY: help demo test check export verify publish serve bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,8 +27,18 @@ export: .venv/complete  ## write artifacts/
 verify: .venv/complete  ## run the parity gate on artifacts/
 	@$(RUN) export/verify.py
 
+publish: export  ## make artifacts/ the next version in model_repository/
+	@$(RUN) export/to_triton.py
+
+serve: .venv/complete  ## serve model_repository/ with the embedded Triton
+	@ls -d model_repository/fashion_mnist/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory publish
+	@exec $(RUN) scripts/serve.py
+
+bench: .venv/complete  ## the embedded Triton against onnxruntime in process
+	@$(RUN) scripts/bench_serving.py
+
 clean:  ## remove what can be made again, the environment included
-	rm -rf artifacts .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf artifacts .venv .triton .mypy_cache .pytest_cache .ruff_cache
 
 .venv/complete: pyproject.toml constraints.txt scripts/bootstrap.sh
 	@scripts/bootstrap.sh

@@ -9,19 +9,30 @@ Exit code 1 if any runtime fails.
 import argparse
 import json
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from nin.artifact import make_folder, write_atomically
+from nin.artifact import make_folder, read_manifest, write_atomically
 from nin.cli import add_input_options, image_count, parser, run, short, table
-from nin.contract import GOLDEN_IMAGES, GRAPHS
+from nin.contract import (
+    DECODE_IMAGE,
+    FASHION_MNIST_IMAGE,
+    GOLDEN_IMAGES,
+    GRAPHS,
+    MODELS,
+    Graph,
+)
 from nin.data import load
-from nin.errors import CheckError
+from nin.errors import CheckError, InputError
 from nin.exporting import load_deployable
 from nin.parity import HEADER, Row, check_parity, markdown, report, table_rows
 from nin.paths import ARTIFACTS
 from nin.reference import compute_reference
-from nin.runtimes import RUNTIMES, available_runtimes, open_runtime
+from nin.runtimes import RUNTIMES, Runtime, available_runtimes, open_runtime
+from nin.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
+from nin.triton.server import find_tritonserver, serve_artifacts
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,14 +45,24 @@ def parse_args() -> argparse.Namespace:
     options.add_argument(
         "--runtimes",
         nargs="+",
-        choices=RUNTIMES,
-        default=available_runtimes(),
+        choices=(*RUNTIMES, *SERVER_RUNTIMES),
+        default=(*available_runtimes(), *available_servers()),
         metavar="RUNTIME",
-        help=f"which of {', '.join(RUNTIMES)}",
+        help=f"which of {', '.join((*RUNTIMES, *SERVER_RUNTIMES))}; "
+        "the last two serve the artifacts by an embedded Triton",
     )
     options.add_argument(
-        "--graph", choices=[*GRAPHS, "all"], default="all", help="the graph to check"
+        "--graph",
+        choices=[*GRAPHS, FASHION_MNIST_IMAGE.name, "all"],
+        default="all",
+        help="the graph to check; fashion_mnist_image exists only in the server",
     )
+    for protocol in ("http", "grpc"):
+        options.add_argument(
+            f"--{protocol}-url",
+            metavar="HOST:PORT",
+            help=f"check the server that runs there by triton-{protocol}, instead of embedded ones",
+        )
     options.add_argument(
         "--report",
         type=Path,
@@ -50,6 +71,15 @@ def parse_args() -> argparse.Namespace:
         help="writes FILE.json and FILE.md",
     )
     return options.parse_args()
+
+
+def available_servers() -> tuple[str, ...]:
+    """The names of the server's runtimes, where the embedded server can run."""
+    try:
+        find_tritonserver()
+    except InputError:
+        return ()
+    return SERVER_RUNTIMES
 
 
 def main() -> None:
@@ -62,28 +92,65 @@ def main() -> None:
         (name, graph, open_runtime(name, graph, artifacts=args.artifacts, weights=args.weights))
         for graph in graphs
         for name in args.runtimes
+        if name not in SERVER_RUNTIMES
     ]
     make_folder(args.report.parent)  # now, not after minutes of work
     # A handful of images says little of float32's error: derive the budget on 32 at least.
     reference = compute_reference(checkpoint.network, pixels[: max(count, GOLDEN_IMAGES)])
     reference = reference.first(count)
-    rows = [
-        check_parity(
-            name,
-            runtime,
-            graph,
-            reference,
-            labels[:count],
-            weights_sha256=checkpoint.sha256,
-        )
-        for name, graph, runtime in runtimes
-    ]
+
+    def check(name: str, graph: Graph, runtime: Runtime) -> Row:
+        digest = checkpoint.sha256
+        return check_parity(name, runtime, graph, reference, labels[:count], weights_sha256=digest)
+
+    rows = [check(name, graph, runtime) for name, graph, runtime in runtimes]
+    if set(args.runtimes) & set(SERVER_RUNTIMES):
+        rows += check_servers(args, check)
     print(table(HEADER, table_rows(rows)))
     write_report(args, rows, checkpoint.sha256)
     failures = [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]
     if failures:
         raise CheckError("the gate is closed\n  " + "\n  ".join(failures))
     print("The gate is open: every runtime answers like the trained network.")
+
+
+def check_servers(
+    args: argparse.Namespace, check: Callable[[str, Graph, Runtime], Row]
+) -> list[Row]:
+    """One row for each model and protocol of the server."""
+    models = [m for m in MODELS if m.graph != DECODE_IMAGE]  # fashion_mnist_image runs that
+    models = [m for m in models if args.graph in (m.graph.name, "all")]
+    names = [name for name in SERVER_RUNTIMES if name in args.runtimes]
+    try:
+        with servers(args) as (urls, weights_sha256):
+            return [
+                check(f"{name} {model.backend}", model.graph, runtime)
+                for model in models
+                for name in names
+                for runtime in [TritonRuntime(urls[name], model, name, weights_sha256)]
+            ]
+    except CheckError as error:
+        failures = [f"the artifacts can't be served: {error}"]
+        return [
+            Row(name, model.graph.name, 0, {}, failures=failures)
+            for model in models
+            for name in names
+        ]
+
+
+@contextmanager
+def servers(args: argparse.Namespace) -> Iterator[tuple[dict[str, str], str | None]]:
+    """Address by name of a running server, or of one started on the artifacts; their weights."""
+    running = {"triton-http": args.http_url, "triton-grpc": args.grpc_url}
+    if args.http_url or args.grpc_url:
+        missing = [n for n in args.runtimes if n in SERVER_RUNTIMES and not running[n]]
+        if missing:
+            raise InputError(f"no address for {', '.join(missing)}; give it, or name --runtimes")
+        yield running, None  # a running server can't be asked what its weights were
+        return
+    digests = {e.weights_sha256 for e in read_manifest(args.artifacts).values()}
+    with serve_artifacts(args.artifacts) as server:
+        yield {"triton-http": server.http, "triton-grpc": server.grpc}, ", ".join(sorted(digests))
 
 
 def write_report(args: argparse.Namespace, rows: list[Row], weights_sha256: str) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment .venv: `scripts/bootstrap.sh` (the Makefile calls it).
+# Makes the environment .venv and the embedded server .triton: `scripts/bootstrap.sh` (the Makefile calls it).
 # PYTHON chooses the interpreter; pip's own variables (PIP_INDEX_URL, ...) apply.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,5 +20,18 @@ quiet=--quiet
 [ -t 1 ] && quiet=  # someone is watching: show pip's progress
 .venv/bin/python -m pip install $quiet --disable-pip-version-check \
   --constraint constraints.txt --editable '.[dev]'
+
+# The embedded Triton, apart from the environment: it wants a numpy of its own. Where it can't run
+# (nin.triton.server says why), everything else works, and the container serves the same models.
+if [ "$(uname -sm)" = "Linux x86_64" ] \
+  && .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then
+  rm -rf .triton
+  .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \
+    --target .triton nvidia-pytriton==0.7.0
+  .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \
+    --target .triton/python numpy==1.26.4
+else
+  echo "==> No embedded Triton: it needs Linux x86_64 and Python 3.11 or 3.12"
+fi
 touch .venv/complete
 echo "==> Environment ready after $((SECONDS - start)) s"

@@ -1,8 +1,9 @@
 """What the tests share: the shipped weights, the real test images, and the exports of both."""
 
+import platform
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 
 from nin.checkpoint import Checkpoint, load_checkpoint
 from nin.data import load
+from nin.errors import InputError
 from nin.paths import ROOT, WEIGHTS
 from nin.reference import Reference, compute_reference
+from nin.triton.repository import publish
+from nin.triton.server import PORTS, Server, find_tritonserver, serve
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,3 +87,30 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path in ("export/to_onnx.py", "export/to_torchscript.py"):
             assert run_script(monkeypatch, path, "--output", folder) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def repository(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with version 1 of everything; tests that change it make their own."""
+    folder = tmp_path_factory.mktemp("repository") / "model_repository"
+    publish(artifacts, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded() -> None:
+    """For tests that start a server: skips them where none can run, on other systems only."""
+    try:
+        find_tritonserver()
+    except InputError as error:
+        ours = (sys.platform, platform.machine()) == ("linux", "x86_64")
+        if ours and sys.version_info[:2] in ((3, 11), (3, 12)):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def server(embedded: None, repository: Path) -> Iterator[Server]:
+    """The embedded Triton with all models, on free ports; it must outlive whatever is sent."""
+    with serve(repository, ports=dict.fromkeys(PORTS, 0)) as running:
+        yield running

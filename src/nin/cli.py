@@ -61,6 +61,13 @@ def image_count(text: str) -> int | None:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """An option's value as a whole number from 1 on."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
+
+
 def short(path: Path) -> str:
     """A path as a person would type it: relative where it lies below the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

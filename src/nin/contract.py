@@ -74,3 +74,33 @@ NIN = Graph("nin", Tensor("image", "float32", (1, 224, 224)), (LOGITS,))
 FASHION_MNIST = Graph("fashion_mnist", Tensor("pixels", "uint8", (28, 28)), (LOGITS, PROBABILITIES))
 
 GRAPHS = {graph.name: graph for graph in (NIN, FASHION_MNIST)}
+
+# The graphs that exist only in the server: PNG or JPEG files in, one to an element.
+ENCODED_IMAGE = Tensor("encoded_image", "object", (1,))
+DECODE_IMAGE = Graph("decode_image", ENCODED_IMAGE, (FASHION_MNIST.input,))
+FASHION_MNIST_IMAGE = Graph("fashion_mnist_image", ENCODED_IMAGE, FASHION_MNIST.outputs)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the Triton repository."""
+
+    name: str
+    graph: Graph
+    backend: str
+    format: str | None = None  # suffix of the artifact it serves, if it serves one
+
+    @property
+    def filename(self) -> str:
+        """What the official backend looks for in a version's folder."""
+        return f"model{self.format}"
+
+
+MODELS = (
+    Model("nin_onnx", NIN, "onnxruntime", ".onnx"),
+    Model("nin_torchscript", NIN, "pytorch", ".pt"),
+    Model("fashion_mnist", FASHION_MNIST, "onnxruntime", ".onnx"),
+    Model("fashion_mnist_torchscript", FASHION_MNIST, "pytorch", ".pt"),
+    Model("decode_image", DECODE_IMAGE, "python"),
+    Model("fashion_mnist_image", FASHION_MNIST_IMAGE, "ensemble"),
+)

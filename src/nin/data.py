@@ -17,6 +17,9 @@ Split = Literal["train", "test"]
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
+_IDX_IMAGES = b"\0\0\x08\x03"  # unsigned bytes, three dimensions
+_GZIP = b"\x1f\x8b"
+
 # SHA-256 of the decompressed content: the gzip files differ from one distributor to the next.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -44,6 +47,33 @@ def load(split: Split, data_dir: Path | None = None) -> tuple[NDArray[np.uint8],
         np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28),
         np.frombuffer(labels, np.uint8, offset=8),
     )
+
+
+def is_idx(data: bytes) -> bool:
+    """Whether bytes are an IDX file of images, or gzip, in which no other image comes here."""
+    return data[:4] == _IDX_IMAGES or data[:2] == _GZIP
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """The images (N, 28, 28) of any IDX file, plain or gzipped. Raises InputError if it isn't."""
+    content = path.read_bytes()
+    if content[:2] == _GZIP:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"can't decompress {path}: {error}") from error
+    header = np.frombuffer(content[:16].ljust(16, b"\0"), ">u4").tolist()
+    if content[:4] != _IDX_IMAGES or header[2:] != [28, 28]:
+        raise InputError(
+            f"{path} isn't an IDX file of 28x28 images: its header is {header}, "
+            "expected [2051, count, 28, 28]"
+        )
+    if len(content) != 16 + header[1] * 784:
+        raise InputError(
+            f"{path} promises {header[1]} images, {16 + header[1] * 784} bytes; "
+            f"it has {len(content)} bytes"
+        )
+    return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
 
 
 def download() -> None:

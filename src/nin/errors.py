@@ -7,3 +7,11 @@ class InputError(Exception):
 
 class CheckError(Exception):
     """A check that did its work and said no. Exit code 1."""
+
+
+class UnreachableError(InputError):
+    """No answer came: nobody listens there, or the connection broke."""
+
+
+class ServerError(InputError):
+    """The server answered, and said no; the text is its own."""

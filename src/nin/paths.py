@@ -6,3 +6,5 @@ ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "weights" / "nin.safetensors"
 DATA = ROOT / "data"
 ARTIFACTS = ROOT / "artifacts"
+MODEL_REPOSITORY = ROOT / "model_repository"
+TRITON = ROOT / ".triton"  # the embedded server, unpacked by scripts/bootstrap.sh

@@ -14,8 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from nin.classifier import preprocess
-from nin.contract import BUDGET_FACTOR, NIN, Graph
+from nin.contract import BUDGET_FACTOR, ENCODED_IMAGE, NIN, Graph
 from nin.errors import CheckError
+from nin.images import encode_png, encoded
 
 Outputs = dict[str, NDArray[Any]]  # by output name, each (N, 10)
 Run = Callable[[NDArray[Any]], Outputs]
@@ -79,10 +80,12 @@ def compute_reference(network: nn.Module, pixels: NDArray[np.uint8]) -> Referenc
 
 
 def graph_input(graph: Graph, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-    """The input of `graph` for pixels (N, 28, 28): themselves, or the image made from them."""
-    if graph is not NIN:
-        return pixels
-    return preprocess(torch.tensor(pixels)).numpy()
+    """The input of `graph` for pixels (N, 28, 28): themselves, images or PNG files of them."""
+    if graph.input == ENCODED_IMAGE:
+        return encoded([encode_png(image) for image in pixels])
+    if graph.input == NIN.input:
+        return preprocess(torch.tensor(pixels)).numpy()
+    return pixels
 
 
 def replay(run: Run, graph: Graph, golden: Reference) -> None:

@@ -21,7 +21,10 @@ class Runtime(Protocol):
 
     contract: dict[str, Any]
     labels: tuple[str, ...]
-    weights_sha256: str
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """None where it can't be asked."""
 
     def __call__(self, batch: NDArray[Any]) -> Outputs: ...
 

@@ -1,0 +1,252 @@
+"""The model repository on disk: artifacts become versions, and versions come and go whole.
+
+A version is staged in a hidden folder inside its model's own (a hidden folder beside the models
+would be taken for a model), proven there, and renamed. Triton serves a model's newest version.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nin.artifact import (
+    Entry,
+    Metadata,
+    locked,
+    make_folder,
+    read_artifact,
+    read_manifest,
+    sweep,
+    write_atomically,
+    write_manifest,
+)
+from nin.contract import LABELS, MODELS, Model
+from nin.errors import CheckError, InputError
+from nin.onnx_export import read_onnx_texts
+from nin.paths import MODEL_REPOSITORY
+from nin.reference import Reference, Run, graph_input, replay
+from nin.runtimes.ort import OrtRuntime
+from nin.runtimes.torchscript import TorchScriptRuntime
+from nin.torchscript_export import read_torchscript_texts
+
+# The models whose versions are published; the others are code and belong to the repository.
+PUBLISHED = tuple(model for model in MODELS if model.format)
+
+_READ_TEXTS: dict[str | None, Callable[[bytes], dict[str, str]]] = {
+    ".onnx": read_onnx_texts,
+    ".pt": read_torchscript_texts,
+}
+_OPEN: dict[str | None, Callable[..., Run]] = {".onnx": OrtRuntime, ".pt": TorchScriptRuntime}
+_WITHDRAWN = ".withdrawn-"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model, as `versions` finds it."""
+
+    model: str
+    number: int
+    state: str  # "newest", "older" or "withdrawn"
+    entry: Entry | None  # None: its file isn't the one that was published
+    problem: str = ""
+
+
+def publish(artifacts: Path, repository: Path, *, version: int | None = None) -> int:
+    """Makes the artifacts the next version of every model, all of the same number.
+
+    Args:
+        repository: made from the checkout's if it doesn't exist.
+        version: its number; None takes the next.
+
+    Raises:
+        InputError: an artifact or the repository can't be used, or the version isn't a new one.
+        CheckError: an artifact doesn't reproduce its golden vectors; nothing is published.
+    """
+    _make_repository(repository)
+    with _locked(repository):
+        newest = max((v.number for v in versions(repository)), default=0)
+        number = newest + 1 if version is None else version
+        if number <= newest:
+            raise InputError(
+                f"version {number} isn't newer than {newest}, so no server would choose it; "
+                f"leave --version out, or give {newest + 1} or more"
+            )
+        bar = tqdm(PUBLISHED, "proving", disable=None, leave=False)
+        entries = [_stage(model, artifacts, repository, number) for model in bar]
+        if len({entry.weights_sha256 for entry in entries}) > 1:
+            raise InputError(
+                f"the artifacts in {artifacts} come from different weights; "
+                "export all of them again: `make export`"
+            )
+        for model in PUBLISHED:
+            folder = repository / model.name
+            _staging(folder, number).rename(folder / str(number))
+    return number
+
+
+def rollback(repository: Path) -> tuple[int, int]:
+    """Withdraws the newest version, so that the one before it is the newest.
+
+    The withdrawn folders stay, under a hidden name, and their number isn't given again.
+
+    Returns:
+        the withdrawn version and the one before.
+
+    Raises:
+        InputError: there is no whole version to go back to; nothing is changed.
+    """
+    with _locked(repository):
+        present = [v for v in versions(repository) if v.state != "withdrawn"]
+        numbers = sorted({v.number for v in present}, reverse=True)
+        for model in PUBLISHED:
+            of_model = [v for v in present if v.model == model.name and v.number != numbers[0]]
+            if not of_model:
+                raise InputError(f"{model.name} has no older version to roll back to")
+            if of_model[0].problem:
+                raise InputError(f"can't roll back: {of_model[0].problem}")
+        for model in PUBLISHED:
+            folder = repository / model.name / str(numbers[0])
+            if folder.exists():  # a publisher killed between two renames leaves only some
+                folder.rename(folder.with_name(f"{_WITHDRAWN}{numbers[0]}"))
+    return numbers[0], numbers[1]
+
+
+def prune(repository: Path, keep: int) -> list[int]:
+    """Removes all but the newest `keep` versions, and what was withdrawn; returns the removed."""
+    removed = set()
+    with _locked(repository):
+        for model in PUBLISHED:
+            of_model = [v for v in versions(repository) if v.model == model.name]
+            kept = [v for v in of_model if v.state != "withdrawn"][:keep]
+            for version in of_model:
+                if version not in kept:
+                    _remove(repository, version)
+                    removed.add(version.number)
+    return sorted(removed)
+
+
+def versions(repository: Path) -> list[Version]:
+    """All published versions, model by model, the newest first, the withdrawn last."""
+    found = []
+    for model in PUBLISHED:
+        folder = repository / model.name
+        names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        numbers = sorted((int(n) for n in names if re.fullmatch(r"[1-9]\d*", n)), reverse=True)
+        withdrawn = [int(n.removeprefix(_WITHDRAWN)) for n in names if n.startswith(_WITHDRAWN)]
+        states = ["newest", *["older"] * len(numbers)][: len(numbers)]
+        found += [_read(model, folder, n, s) for n, s in zip(numbers, states, strict=True)]
+        found += [_read(model, folder, n, "withdrawn") for n in sorted(withdrawn, reverse=True)]
+    return found
+
+
+def require_published(repository: Path) -> None:
+    """Raises InputError unless every model has a version that a server can load."""
+    newest = {v.model for v in versions(repository) if v.state == "newest"}
+    missing = [model.name for model in PUBLISHED if model.name not in newest]
+    if missing:
+        raise InputError(
+            f"no published version of {', '.join(missing)} in {repository}; publish first: "
+            "`make publish`, or `python export/to_triton.py` after the exports"
+        )
+
+
+def _make_repository(repository: Path) -> None:
+    """Copies the checkout's repository, without its versions, to where there is none."""
+    if repository.exists() and not repository.is_dir():
+        raise InputError(f"{repository} is a file; give a folder as --repository")
+    if not repository.exists():
+        make_folder(repository.parent)
+        temporary = repository.with_name(f".{repository.name}.tmp")
+        with locked(repository.parent):
+            if not repository.exists():
+                shutil.copytree(MODEL_REPOSITORY, temporary, ignore=_ignore_generated)
+                temporary.rename(repository)
+    missing = [m.name for m in MODELS if not (repository / m.name / "config.pbtxt").is_file()]
+    if missing:
+        raise InputError(
+            f"{repository} isn't a model repository of this project: no config.pbtxt of "
+            f"{', '.join(missing)}; give a folder that doesn't exist yet, it will be made"
+        )
+    make_folder(repository)
+
+
+def _ignore_generated(folder: str, names: list[str]) -> set[str]:
+    """What publishing writes, in the terms of shutil.copytree."""
+    generated = {name for name in names if name.startswith(".") and name != ".gitkeep"}
+    if Path(folder).name in {model.name for model in PUBLISHED}:
+        generated |= {name for name in names if name == "warmup" or name[0].isdigit()}
+    return generated | ({"__pycache__"} & set(names))
+
+
+@contextmanager
+def _locked(repository: Path) -> Iterator[None]:
+    """One publisher at a time; it sweeps up what a killed one, or its own failure, left."""
+    folders = [repository / model.name for model in PUBLISHED]
+    with locked(repository):
+        for folder in folders:
+            sweep(folder)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                sweep(folder)
+
+
+def _staging(folder: Path, number: int) -> Path:
+    return folder / f".{number}.tmp"
+
+
+def _stage(model: Model, artifacts: Path, repository: Path, number: int) -> Entry:
+    """Copies one artifact to its hidden folder and proves the copy."""
+    name = f"{model.graph.name}{model.format}"
+    entry = read_manifest(artifacts).get(name)
+    data = read_artifact(artifacts, name)
+    assert entry is not None  # read_artifact has looked it up
+    folder = _staging(repository / model.name, number)
+    folder.mkdir()
+    (folder / model.filename).write_bytes(data)
+    write_manifest(folder, {model.filename: entry})
+    golden = _prove(model, read_artifact(folder, model.filename))
+    # one golden image in the form of a request's body, for model_warmup in config.pbtxt
+    warmup = repository / model.name / "warmup" / model.graph.input.name
+    image = graph_input(model.graph, golden.pixels[:1]).tobytes()
+    if not warmup.is_file() or warmup.read_bytes() != image:
+        write_atomically(warmup, image)
+    return entry
+
+
+def _prove(model: Model, data: bytes) -> Reference:
+    """Loads an artifact and replays its golden vectors. Raises CheckError if it is off."""
+    metadata = Metadata.from_texts(_READ_TEXTS[model.format](data))
+    if metadata.contract != model.graph.describe() or metadata.labels != LABELS:
+        raise CheckError(
+            f"{model.name} is not published: the artifact was exported under another contract; "
+            "export it again"
+        )
+    try:
+        replay(_OPEN[model.format](data, model.graph), model.graph, metadata.golden)
+    except CheckError as error:
+        raise CheckError(f"{model.name} is not published: {error}") from error
+    return metadata.golden
+
+
+def _remove(repository: Path, version: Version) -> None:
+    """Under a hidden name first, so that a server never loads half a version."""
+    name = f"{_WITHDRAWN}{version.number}" if version.state == "withdrawn" else str(version.number)
+    folder = repository / version.model / name
+    folder.rename(_staging(folder.parent, version.number))
+    shutil.rmtree(_staging(folder.parent, version.number))
+
+
+def _read(model: Model, folder: Path, number: int, state: str) -> Version:
+    name = f"{_WITHDRAWN}{number}" if state == "withdrawn" else str(number)
+    try:
+        read_artifact(folder / name, model.filename)
+        entry = read_manifest(folder / name)[model.filename]
+    except InputError as error:
+        return Version(model.name, number, state, None, str(error))
+    return Version(model.name, number, state, entry)

@@ -1,0 +1,437 @@
+"""deploy/: held against the schemas of Kubernetes, against one another and against the server.
+
+No container runs here. What can be checked without one is: fields, and that the files agree.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes_validate import ValidationError, validate
+
+from nin.paths import ROOT
+from nin.triton.server import PORTS, RELEASE
+
+# The newest version of Kubernetes whose schemas are in kubernetes-validate 1.37.0.
+KUBERNETES = "1.37"
+
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted(p for p in (DEPLOY / "kubernetes").glob("*.yaml") if p.stem != "kustomization")
+READY, LIVE = "/v2/health/ready", "/v2/health/live"
+USER = 1000  # triton-server in the official image
+
+Tree = dict[str, Any]
+
+
+def load(path: str | Path) -> Any:
+    return yaml.safe_load((DEPLOY / path).read_text())
+
+
+def manifest(kind: str) -> Tree:
+    [found] = [m for m in map(load, MANIFESTS) if m["kind"] == kind]
+    return found
+
+
+def deployment_pod() -> Tree:
+    return manifest("Deployment")["spec"]["template"]["spec"]
+
+
+def predictor() -> Tree:
+    return load("kserve/inferenceservice.yaml")["spec"]["predictor"]
+
+
+def container(pod: Tree) -> Tree:
+    [only] = pod["containers"]
+    return only
+
+
+def compose() -> Tree:
+    return load("compose.yaml")["services"]["triton"]
+
+
+def dockerfile() -> dict[str, str]:
+    """Instruction to what follows it; continued lines are joined, and none comes twice."""
+    lines = [s for s in (DEPLOY / "Dockerfile").read_text().splitlines() if not s.startswith("#")]
+    found = [
+        line.split(" ", 1) for line in "\n".join(lines).replace("\\\n", "").splitlines() if line
+    ]
+    assert len({name for name, _ in found}) == len(found)
+    return dict(found)
+
+
+def option(command: list[str], name: str) -> str:
+    [value] = [text.partition("=")[2] for text in command if text.startswith(f"--{name}=")]
+    return value
+
+
+def quantity(text: str) -> float:
+    """What Kubernetes and compose call 2, 256Mi or 4g."""
+    number, unit = re.fullmatch(r"(\d+)(\w*)", text).groups()
+    return int(number) * {"": 1, "m": 2**20, "g": 2**30, "Mi": 2**20, "Gi": 2**30}[unit]
+
+
+pods = pytest.mark.parametrize("pod", [deployment_pod, predictor])
+Pod = Callable[[], Tree]
+
+
+# Schemas
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.stem)
+def test_manifests_hold_against_the_schemas(path: Path) -> None:
+    assert validate(load(path), KUBERNETES, strict=True) == KUBERNETES
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.stem)
+def test_a_misspelt_field_does_not(path: Path) -> None:
+    broken = load(path)
+    name, value = broken["spec"].popitem()
+    broken["spec"][f"{name}x"] = value
+    with pytest.raises(ValidationError, match=f"{name}x"):
+        validate(broken, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("terminationGracePeriodSecond", 60, "not allowed"),
+        ("terminationGracePeriodSeconds", "60s", "'60s' is not of type 'integer'"),
+        ("containers", [{"image": "triton"}], "'name' is a required property"),
+    ],
+)
+def test_a_broken_pod_does_not(field: str, value: object, message: str) -> None:
+    broken = manifest("Deployment")
+    broken["spec"]["template"]["spec"][field] = value
+    with pytest.raises(ValidationError, match=message):
+        validate(broken, KUBERNETES, strict=True)
+
+
+def test_kustomization_lists_every_manifest() -> None:
+    assert sorted(load("kubernetes/kustomization.yaml")["resources"]) == [p.name for p in MANIFESTS]
+    assert sorted(load(path)["kind"] for path in MANIFESTS) == [
+        "Deployment",
+        "HorizontalPodAutoscaler",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Service",
+    ]
+
+
+def test_inference_service_is_a_custom_predictor() -> None:
+    """KServe's own schema isn't at hand, but all of a predictor that isn't KServe's is a pod's."""
+    service = load("kserve/inferenceservice.yaml")
+    assert (service["apiVersion"], service["kind"]) == (
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+    )
+    assert service["spec"].keys() == {"predictor"}
+    assert service["metadata"]["annotations"] == {
+        "serving.kserve.io/deploymentMode": "RawDeployment"
+    }
+    pod = service["spec"]["predictor"]
+    scaling = {name: pod.pop(name) for name in [*pod] if re.match("scale|minRep|maxRep", name)}
+    assert scaling["scaleMetric"] in ("cpu", "memory")  # all that this mode knows
+    assert 0 < scaling["scaleTarget"] <= 100
+    assert 2 <= scaling["minReplicas"] < scaling["maxReplicas"]
+    plain = {"apiVersion": "v1", "kind": "Pod", "metadata": service["metadata"], "spec": pod}
+    assert validate(plain, KUBERNETES, strict=True) == KUBERNETES
+    assert container(pod)["name"] == "kserve-container"
+    assert container(pod)["ports"] == [{"name": "http1", "containerPort": PORTS["http"]}]
+    assert {"name": "PROTOCOL", "value": "v2"} in container(pod)["env"]
+    [spread] = pod["topologySpreadConstraints"]
+    labels = {"serving.kserve.io/inferenceservice": service["metadata"]["name"]}
+    assert spread["labelSelector"]["matchLabels"] == labels
+
+
+# One image, one command
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "deploy/Dockerfile",
+        "deploy/compose.yaml",
+        "deploy/kubernetes/deployment.yaml",
+        "deploy/kserve/inferenceservice.yaml",
+        "docs/deploy.md",
+    ],
+)
+def test_every_file_names_the_release_of_the_embedded_server(path: str) -> None:
+    text = (ROOT / path).read_text()
+    assert set(re.findall(r"triton(?:server)?:(\d\d\.\d\d)\b", text)) == {RELEASE}
+    assert "triton:latest" not in text
+
+
+def test_dockerfile_bakes_the_repository_in() -> None:
+    found = dockerfile()
+    assert found["FROM"] == f"nvcr.io/nvidia/tritonserver:{RELEASE}-py3"
+    assert found["COPY"].split()[-2:] == ["model_repository", "/models"]
+    assert re.search(r"pillow==[\d.]+$", found["RUN"])
+    assert found["USER"] == f"{USER}:{USER}"
+    assert found["EXPOSE"].split() == [str(port) for port in PORTS.values()]
+    assert "OMP_WAIT_POLICY=passive" in found["ENV"].split()
+
+
+def test_commands_differ_in_the_control_mode_only() -> None:
+    """The load API, which runs code of the caller's, is open on this machine's loopback only."""
+    baked = json.loads(dockerfile()["CMD"])
+    assert option(baked, "model-control-mode") == "none"
+    assert option(baked, "model-repository") == dockerfile()["COPY"].split()[-1]
+    assert "--disable-auto-complete-config" in baked
+    for pod in (deployment_pod(), predictor()):
+        assert "command" not in container(pod)  # the image's entry point stays
+        assert container(pod)["args"] == baked
+    own = compose()["command"]
+    assert set(own) - set(baked) == {"--model-control-mode=explicit", "--load-model=*"}
+    assert set(baked) - set(own) == {"--model-control-mode=none"}
+
+
+def test_both_clusters_get_the_same_image() -> None:
+    first, second = (container(pod)["image"] for pod in (deployment_pod(), predictor()))
+    assert first == second
+    assert re.fullmatch(rf"registry\.example\.com/nin-triton:{RELEASE}-\d+", first)
+
+
+def travels(path: str) -> bool:
+    """Docker's rule: the last line that matches the path or a folder above it decides."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    above = [path, *map(str, PurePosixPath(path).parents)][:-1]
+    kept = True
+    for line in lines:
+        pattern = re.escape(line.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+        if line[:1] not in ("", "#") and any(re.fullmatch(pattern, p) for p in above):
+            kept = line.startswith("!")
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("deploy/Dockerfile", True),
+        ("model_repository/fashion_mnist/config.pbtxt", True),
+        ("model_repository/fashion_mnist/2/model.onnx", True),
+        ("model_repository/fashion_mnist_image/1/.gitkeep", True),
+        ("model_repository/fashion_mnist/.2.tmp/model.onnx", False),
+        ("model_repository/fashion_mnist/.withdrawn-2/model.onnx", False),
+        ("model_repository/decode_image/1/__pycache__/model.pyc", False),
+        ("deploy/compose.yaml", False),
+        ("weights/nin.safetensors", False),
+        (".venv/bin/python", False),
+        (".git/config", False),
+    ],
+)
+def test_only_the_repository_travels_to_the_builder(path: str, expected: bool) -> None:
+    assert travels(path) is expected
+
+
+# The pods
+
+
+@pods
+def test_pods_are_confined(pod: Pod) -> None:
+    spec = pod()
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container(spec)["securityContext"] == {
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pods
+def test_pods_have_limits_and_the_threads_fit_them(pod: Pod) -> None:
+    resources = container(pod())["resources"]
+    assert resources["limits"].keys() == {"cpu", "memory", "ephemeral-storage"}
+    for name, limit in resources["limits"].items():
+        assert quantity(resources["requests"][name]) <= quantity(limit)
+    threads = {"name": "OMP_NUM_THREADS", "value": resources["limits"]["cpu"]}
+    assert threads in container(pod())["env"]
+
+
+@pods
+def test_pods_write_to_two_bounded_folders(pod: Pod) -> None:
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod()["volumes"]}
+    mounts = {m["mountPath"]: volumes.pop(m["name"]) for m in container(pod())["volumeMounts"]}
+    assert volumes == {}
+    assert mounts.keys() == {"/dev/shm", "/tmp"}  # noqa: S108
+    assert mounts["/dev/shm"]["medium"] == "Memory"  # noqa: S108
+    limits = container(pod())["resources"]["limits"]
+    assert quantity(mounts["/dev/shm"]["sizeLimit"]) < quantity(limits["memory"])  # noqa: S108
+    assert quantity(mounts["/tmp"]["sizeLimit"]) < quantity(limits["ephemeral-storage"])  # noqa: S108
+
+
+@pods
+def test_probes_ask_the_real_endpoints(pod: Pod) -> None:
+    only = container(pod())
+    ports = {p["name"]: p["containerPort"] for p in only["ports"]}
+    for probe, path in (
+        ("startupProbe", READY),
+        ("readinessProbe", READY),
+        ("livenessProbe", LIVE),
+    ):
+        asked = only[probe]["httpGet"]
+        assert asked["path"] == path
+        assert ports.get(asked["port"], asked["port"]) == PORTS["http"]
+        assert only[probe]["timeoutSeconds"] <= only[probe]["periodSeconds"]
+    startup = only["startupProbe"]
+    assert startup["failureThreshold"] * startup["periodSeconds"] >= 120
+
+
+@pods
+def test_requests_in_flight_may_end(pod: Pod) -> None:
+    command, pause = container(pod())["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    timeout = int(option(container(pod())["args"], "exit-timeout-secs"))
+    assert pod()["terminationGracePeriodSeconds"] > int(pause) + timeout
+
+
+# The manifests agree
+
+
+def test_selectors_match_the_pods() -> None:
+    deployment = manifest("Deployment")["spec"]
+    labels = deployment["template"]["metadata"]["labels"].items()
+    [spread] = deployment["template"]["spec"]["topologySpreadConstraints"]
+    selectors = [
+        deployment["selector"]["matchLabels"],
+        spread["labelSelector"]["matchLabels"],
+        manifest("Service")["spec"]["selector"],
+        manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+    ]
+    for selector in selectors:
+        assert selector
+        assert selector.items() <= labels
+
+
+def test_ports_are_the_servers() -> None:
+    ports = {p["name"]: p["containerPort"] for p in container(deployment_pod())["ports"]}
+    assert ports == PORTS
+    service = manifest("Service")["spec"]["ports"]
+    assert {p["name"]: p["port"] for p in service} == PORTS
+    assert all(p["targetPort"] == p["name"] for p in service)
+    annotations = manifest("Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(PORTS["metrics"])
+
+
+def test_network_policy_lets_in_clients_and_prometheus_only() -> None:
+    policy = manifest("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in policy  # named above and without a rule: denied
+    clients, monitoring = policy["ingress"]
+    assert [p["port"] for p in clients["ports"]] == [PORTS["http"], PORTS["grpc"]]
+    assert [p["port"] for p in monitoring["ports"]] == [PORTS["metrics"]]
+    # one peer each, with one selector that chooses: an empty or a missing one would mean all
+    assert [[*peer] for peer in clients["from"]] == [["podSelector"]]
+    assert [[*peer] for peer in monitoring["from"]] == [["namespaceSelector"]]
+    assert clients["from"][0]["podSelector"] == {"matchLabels": {"nin-triton-client": "true"}}
+    namespace = {"kubernetes.io/metadata.name": "monitoring"}
+    assert monitoring["from"][0]["namespaceSelector"] == {"matchLabels": namespace}
+
+
+def test_autoscaler_scales_the_deployment() -> None:
+    deployment, scaler = manifest("Deployment"), manifest("HorizontalPodAutoscaler")["spec"]
+    target = {name: deployment[name] for name in ("apiVersion", "kind")}
+    assert scaler["scaleTargetRef"] == {**target, "name": deployment["metadata"]["name"]}
+    assert "replicas" not in deployment["spec"]
+    assert scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
+    assert scaler["minReplicas"] < scaler["maxReplicas"]
+    # a drain may go on while one pod is left
+    assert scaler["minReplicas"] > manifest("PodDisruptionBudget")["spec"]["maxUnavailable"]
+
+
+def test_autoscaler_reads_the_metric_that_the_adapter_makes() -> None:
+    [metric] = manifest("HorizontalPodAutoscaler")["spec"]["metrics"]
+    [rule] = load("prometheus-adapter.yaml")["rules"]["custom"]
+    assert metric["type"] == "Pods"
+    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
+    assert {r["resource"] for r in rule["resources"]["overrides"].values()} == {"namespace", "pod"}
+    assert rule["seriesQuery"].startswith("nv_inference_queue_duration_us{")
+    queue, requests = rule["metricsQuery"].split(" / ")
+    assert "rate(nv_inference_queue_duration_us{<<.LabelMatchers>>}" in queue
+    assert "rate(nv_inference_request_success{<<.LabelMatchers>>}" in requests
+    for part in (queue, requests):
+        assert "by (<<.GroupBy>>)" in part
+        assert part.count("(") == part.count(")")
+
+
+def test_autoscaler_takes_no_batching_for_a_queue() -> None:
+    """The target is well above what dynamic batching lets a request wait by configuration."""
+    configurations = [p.read_text() for p in ROOT.glob("model_repository/*/config.pbtxt")]
+    delays = [
+        int(d) for d in re.findall(r"max_queue_delay_microseconds: *(\d+)", "".join(configurations))
+    ]
+    [metric] = manifest("HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["pods"]["target"]["type"] == "AverageValue"
+    assert 0 < max(delays) <= 1000
+    assert int(metric["pods"]["target"]["averageValue"]) >= 5 * max(delays)
+
+
+# Compose
+
+
+def test_compose_listens_on_loopback_only() -> None:
+    assert compose()["ports"] == [f"127.0.0.1:{port}:{port}" for port in PORTS.values()]
+    assert "network_mode" not in compose()
+
+
+def test_compose_confines_the_server() -> None:
+    service = compose()
+    assert service["read_only"] is True
+    assert service["user"] == f"{USER}:{USER}"
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service.keys() & {"privileged", "cap_add", "pid", "ipc", "devices"}
+    [tmpfs] = service["tmpfs"]
+    assert re.match(r"/tmp:size=\d+m\b", tmpfs)  # noqa: S108
+    limits = service["deploy"]["resources"]["limits"]
+    assert service["environment"] == {"OMP_NUM_THREADS": limits["cpus"]}
+    assert quantity(service["shm_size"]) < quantity(limits["memory"])
+
+
+def test_compose_serves_the_checkouts_repository_read_only() -> None:
+    service = compose()
+    [volume] = service["volumes"]
+    assert (DEPLOY / volume["source"]).resolve() == ROOT / "model_repository"
+    assert volume["target"] == option(service["command"], "model-repository")
+    assert volume["read_only"] is True
+    assert service["image"] == f"nin-triton:{RELEASE}"
+    context = (DEPLOY / service["build"]["context"]).resolve()
+    assert context == ROOT
+    assert context / service["build"]["dockerfile"] == DEPLOY / "Dockerfile"
+
+
+def test_compose_knows_when_the_server_is_ready_and_waits_for_its_end() -> None:
+    service = compose()
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert "--fail" in service["healthcheck"]["test"]  # else a 400 is healthy
+    assert service["healthcheck"]["test"][-1] == f"http://127.0.0.1:{PORTS['http']}{READY}"
+    timeout = int(option(service["command"], "exit-timeout-secs"))
+    assert int(service["stop_grace_period"].removesuffix("s")) > timeout
+
+
+def test_composes_commented_gpu_is_in_the_right_place() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    start = text.index("# reservations:")
+    with_gpu = yaml.safe_load(text[:start] + text[start:].replace("# ", ""))
+    expected = load("compose.yaml")
+    gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    expected["services"]["triton"]["deploy"]["resources"]["reservations"] = {"devices": [gpu]}
+    assert with_gpu == expected
+
+
+def test_the_page_names_every_file_and_says_what_was_not_run() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    for path in (p for p in DEPLOY.rglob("*") if p.is_file()):
+        assert path.relative_to(DEPLOY).as_posix() in page
+    assert "None of this was run" in page
