@@ -18,20 +18,21 @@ from nin.triton.repository import PUBLISHED, prune, publish, rollback, versions
 
 def main() -> None:
     args = parse_args()
-    repository = short(args.repository.resolve())
     if args.list:
         show(args.repository)
         return
+    repository = short(args.repository.resolve())
+    server = Client(args.load, protocol="http") if args.load else None  # a mistake ends it here
     if args.rollback:
-        withdrawn, now = rollback(args.repository)
-        print(f"{repository}: version {withdrawn} withdrawn, {now} is the newest again")
+        before, version = rollback(args.repository)
+        print(f"{repository}: version {version} is version {before} again")
     else:
         version = publish(args.artifacts, args.repository, version=args.version)
         print(f"{repository}: version {version} of {', '.join(m.name for m in PUBLISHED)}")
-    if args.load:
-        with Client(args.load, protocol="http") as client:
+    if server:
+        with server:
             for model in PUBLISHED:
-                client.load(model.name)
+                server.load(model.name)
         print(f"{args.load}: loaded")
     if args.keep is not None and (removed := prune(args.repository, args.keep)):
         print(f"{repository}: removed version {', '.join(map(str, removed))}")
@@ -49,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     action = options.add_mutually_exclusive_group()
     action.add_argument("--version", type=positive, help="its number; the next one if not given")
     action.add_argument(
-        "--rollback", action="store_true", help="withdraw the newest version instead"
+        "--rollback", action="store_true", help="publish the version before the newest again"
     )
     action.add_argument("--list", action="store_true", help="show what is published and do nothing")
     options.add_argument(
@@ -70,13 +71,12 @@ def show(repository: Path) -> None:
         (
             version.model,
             str(version.number),
-            version.state,
             version.entry.weights_sha256[:12] if version.entry else "-",
             version.entry.sha256[:12] if version.entry else "CHANGED",
         )
         for version in found
     ]
-    print(table(("model", "version", "state", "weights", "SHA-256"), rows))
+    print(table(("model", "version", "weights", "SHA-256"), rows))
     if problems := [version.problem for version in found if version.problem]:
         raise CheckError("not what was published\n  " + "\n  ".join(problems))
 

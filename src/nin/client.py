@@ -335,10 +335,10 @@ def _failure(error: Exception, url: str) -> InputError:
     """A library's exception in this project's terms."""
     unreachable = f"no Triton server at {url} ({{}}); start one with `make serve`"
     if isinstance(error, InferenceServerException):
-        message, status = error.message(), error.status() or ""
+        message, status = " ".join(error.message().split()), error.status() or ""
         if status == "StatusCode.DEADLINE_EXCEEDED":
             return InputError(f"no answer from {url} in time")
-        if status == "StatusCode.UNAVAILABLE":
+        if status == "StatusCode.UNAVAILABLE" and any(w in message.lower() for w in _BROKEN):
             return UnreachableError(unreachable.format(message))
         return ServerError(f"{url} answers: {message}")
     if isinstance(error, TimeoutError):
@@ -347,6 +347,9 @@ def _failure(error: Exception, url: str) -> InputError:
         return UnreachableError(unreachable.format(str(error) or type(error).__name__))
     return ServerError(f"{url} gives an answer that can't be read: {error or type(error).__name__}")
 
+
+# gRPC's own words for UNAVAILABLE; Triton says it too, of a model or a full queue.
+_BROKEN = ("connect", "socket", "transport", "dns", "goaway", "broken pipe")
 
 # What tritonclient lets through of the HTTP libraries below it.
 _TRANSPORTS = ("aiohttp", "gevent", "geventhttpclient")

@@ -41,7 +41,6 @@ _READ_TEXTS: dict[str | None, Callable[[bytes], dict[str, str]]] = {
     ".pt": read_torchscript_texts,
 }
 _OPEN: dict[str | None, Callable[..., Run]] = {".onnx": OrtRuntime, ".pt": TorchScriptRuntime}
-_WITHDRAWN = ".withdrawn-"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ class Version:
 
     model: str
     number: int
-    state: str  # "newest", "older" or "withdrawn"
     entry: Entry | None  # None: its file isn't the one that was published
     problem: str = ""
 
@@ -67,86 +65,72 @@ def publish(artifacts: Path, repository: Path, *, version: int | None = None) ->
         CheckError: an artifact doesn't reproduce its golden vectors; nothing is published.
     """
     _make_repository(repository)
+    sources = {model: (artifacts, f"{model.graph.name}{model.format}") for model in PUBLISHED}
     with _locked(repository):
-        newest = max((v.number for v in versions(repository)), default=0)
-        number = newest + 1 if version is None else version
-        if number <= newest:
-            raise InputError(
-                f"version {number} isn't newer than {newest}, so no server would choose it; "
-                f"leave --version out, or give {newest + 1} or more"
-            )
-        bar = tqdm(PUBLISHED, "proving", disable=None, leave=False)
-        entries = [_stage(model, artifacts, repository, number) for model in bar]
-        if len({entry.weights_sha256 for entry in entries}) > 1:
-            raise InputError(
-                f"the artifacts in {artifacts} come from different weights; "
-                "export all of them again: `make export`"
-            )
-        for model in PUBLISHED:
-            folder = repository / model.name
-            _staging(folder, number).rename(folder / str(number))
-    return number
+        return _add(sources, repository, version)
 
 
 def rollback(repository: Path) -> tuple[int, int]:
-    """Withdraws the newest version, so that the one before it is the newest.
+    """Publishes the version before the newest again, as the next one.
 
-    The withdrawn folders stay, under a hidden name, and their number isn't given again.
+    Taking the newest away instead would fail the requests that are on their way to it.
 
     Returns:
-        the withdrawn version and the one before.
+        the version before, and the number that it has now.
 
     Raises:
         InputError: there is no whole version to go back to; nothing is changed.
     """
     with _locked(repository):
-        present = [v for v in versions(repository) if v.state != "withdrawn"]
-        numbers = sorted({v.number for v in present}, reverse=True)
-        for model in PUBLISHED:
-            of_model = [v for v in present if v.model == model.name and v.number != numbers[0]]
-            if not of_model:
-                raise InputError(f"{model.name} has no older version to roll back to")
-            if of_model[0].problem:
-                raise InputError(f"can't roll back: {of_model[0].problem}")
-        for model in PUBLISHED:
-            folder = repository / model.name / str(numbers[0])
-            if folder.exists():  # a publisher killed between two renames leaves only some
-                folder.rename(folder.with_name(f"{_WITHDRAWN}{numbers[0]}"))
-    return numbers[0], numbers[1]
+        found = versions(repository)
+        newest = max((v.number for v in found), default=0)
+        common = set.intersection(
+            *({v.number for v in found if v.model == model.name} for model in PUBLISHED)
+        )
+        before = max(common - {newest}, default=None)
+        if before is None:
+            raise InputError(
+                f"no older version of all models in {repository} to roll back to; "
+                "see `python export/to_triton.py --list`"
+            )
+        sources = {m: (repository / m.name / str(before), m.filename) for m in PUBLISHED}
+        return before, _add(sources, repository, None)
 
 
 def prune(repository: Path, keep: int) -> list[int]:
-    """Removes all but the newest `keep` versions, and what was withdrawn; returns the removed."""
+    """Removes all but the newest `keep` versions; returns the removed."""
     removed = set()
     with _locked(repository):
         for model in PUBLISHED:
-            of_model = [v for v in versions(repository) if v.model == model.name]
-            kept = [v for v in of_model if v.state != "withdrawn"][:keep]
-            for version in of_model:
-                if version not in kept:
-                    _remove(repository, version)
-                    removed.add(version.number)
+            for version in [v for v in versions(repository) if v.model == model.name][keep:]:
+                folder = repository / model.name
+                # under a hidden name first, so that a server never loads half a version
+                hidden = _staging(folder, version.number)
+                (folder / str(version.number)).rename(hidden)
+                shutil.rmtree(hidden)
+                removed.add(version.number)
     return sorted(removed)
 
 
 def versions(repository: Path) -> list[Version]:
-    """All published versions, model by model, the newest first, the withdrawn last."""
+    """All published versions, model by model, the newest first.
+
+    Raises InputError where there is no repository.
+    """
+    _require(repository)
     found = []
     for model in PUBLISHED:
         folder = repository / model.name
         names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
         numbers = sorted((int(n) for n in names if re.fullmatch(r"[1-9]\d*", n)), reverse=True)
-        withdrawn = [int(n.removeprefix(_WITHDRAWN)) for n in names if n.startswith(_WITHDRAWN)]
-        states = ["newest", *["older"] * len(numbers)][: len(numbers)]
-        found += [_read(model, folder, n, s) for n, s in zip(numbers, states, strict=True)]
-        found += [_read(model, folder, n, "withdrawn") for n in sorted(withdrawn, reverse=True)]
+        found += [_read(model, folder / str(number), number) for number in numbers]
     return found
 
 
 def require_published(repository: Path) -> None:
     """Raises InputError unless every model has a version that a server can load."""
-    newest = {v.model for v in versions(repository) if v.state == "newest"}
-    missing = [model.name for model in PUBLISHED if model.name not in newest]
+    present = {version.model for version in versions(repository)}
+    missing = [model.name for model in PUBLISHED if model.name not in present]
     if missing:
         raise InputError(
             f"no published version of {', '.join(missing)} in {repository}; publish first: "
@@ -182,9 +166,17 @@ def _ignore_generated(folder: str, names: list[str]) -> set[str]:
     return generated | ({"__pycache__"} & set(names))
 
 
+def _require(repository: Path) -> None:
+    if not repository.is_dir():
+        raise InputError(
+            f"no model repository at {repository}; `python export/to_triton.py` makes one"
+        )
+
+
 @contextmanager
 def _locked(repository: Path) -> Iterator[None]:
     """One publisher at a time; it sweeps up what a killed one, or its own failure, left."""
+    _require(repository)
     folders = [repository / model.name for model in PUBLISHED]
     with locked(repository):
         for folder in folders:
@@ -200,11 +192,35 @@ def _staging(folder: Path, number: int) -> Path:
     return folder / f".{number}.tmp"
 
 
-def _stage(model: Model, artifacts: Path, repository: Path, number: int) -> Entry:
-    """Copies one artifact to its hidden folder and proves the copy."""
-    name = f"{model.graph.name}{model.format}"
-    entry = read_manifest(artifacts).get(name)
-    data = read_artifact(artifacts, name)
+def _add(sources: dict[Model, tuple[Path, str]], repository: Path, version: int | None) -> int:
+    """Stages and proves every model's file before the first becomes a version.
+
+    Args:
+        sources: for each model a folder with a manifest, and the name of its file there.
+    """
+    newest = max((v.number for v in versions(repository)), default=0)
+    number = newest + 1 if version is None else version
+    if number <= newest:
+        raise InputError(
+            f"version {number} isn't newer than {newest}, so no server would choose it; "
+            f"leave --version out, or give {newest + 1} or more"
+        )
+    bar = tqdm(sources.items(), "proving", disable=None, leave=False)
+    entries = [_stage(model, *source, repository, number) for model, source in bar]
+    if len({entry.weights_sha256 for entry in entries}) > 1:
+        raise InputError(
+            "the artifacts come from different weights; export all of them again: `make export`"
+        )
+    for model in sources:
+        folder = repository / model.name
+        _staging(folder, number).rename(folder / str(number))
+    return number
+
+
+def _stage(model: Model, source: Path, name: str, repository: Path, number: int) -> Entry:
+    """Copies one file to its hidden folder and proves the copy."""
+    entry = read_manifest(source).get(name)
+    data = read_artifact(source, name)
     assert entry is not None  # read_artifact has looked it up
     folder = _staging(repository / model.name, number)
     folder.mkdir()
@@ -234,19 +250,9 @@ def _prove(model: Model, data: bytes) -> Reference:
     return metadata.golden
 
 
-def _remove(repository: Path, version: Version) -> None:
-    """Under a hidden name first, so that a server never loads half a version."""
-    name = f"{_WITHDRAWN}{version.number}" if version.state == "withdrawn" else str(version.number)
-    folder = repository / version.model / name
-    folder.rename(_staging(folder.parent, version.number))
-    shutil.rmtree(_staging(folder.parent, version.number))
-
-
-def _read(model: Model, folder: Path, number: int, state: str) -> Version:
-    name = f"{_WITHDRAWN}{number}" if state == "withdrawn" else str(number)
+def _read(model: Model, folder: Path, number: int) -> Version:
     try:
-        read_artifact(folder / name, model.filename)
-        entry = read_manifest(folder / name)[model.filename]
+        read_artifact(folder, model.filename)
+        return Version(model.name, number, read_manifest(folder)[model.filename])
     except InputError as error:
-        return Version(model.name, number, state, None, str(error))
-    return Version(model.name, number, state, entry)
+        return Version(model.name, number, None, str(error))

@@ -1,0 +1,331 @@
+"""The client class and scripts/classify.py, against the live server and against worse ones."""
+
+import asyncio
+import gzip
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nin.client import URLS, AsyncClient, Client, Prediction, Protocol
+from nin.contract import LABELS
+from nin.errors import InputError, ServerError, UnreachableError
+from nin.images import encode_png
+from nin.paths import DATA
+from nin.triton.server import Server
+from tests.conftest import Script
+
+Pixels = NDArray[np.uint8]
+CLASSIFY = "scripts/classify.py"
+IDX = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
+
+protocols = pytest.mark.parametrize("protocol", list(URLS))
+
+
+def indices(predictions: list[list[Prediction]]) -> list[int]:
+    return [image[0].index for image in predictions]
+
+
+@protocols
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_more_images_than_a_batch_holds(
+    server: Server, pixels: Pixels, labels: Pixels, protocol: Protocol, shared_memory: bool
+) -> None:
+    url = getattr(server, protocol)
+    with Client(url, protocol=protocol, shared_memory=shared_memory) as client:
+        few = client.classify(pixels[:3])  # the region must grow after this
+        found = client.classify(pixels[:150])
+    assert indices(found)[:3] == indices(few)
+    assert np.mean(indices(found) == labels[:150]) > 0.9
+
+
+@protocols
+def test_predictions_are_the_best_first_with_the_servers_labels(
+    server: Server, pixels: Pixels, protocol: Protocol
+) -> None:
+    with Client(getattr(server, protocol), protocol=protocol) as client:
+        (image,) = client.classify(pixels[:1], top=10)
+        raw = client.infer("fashion_mnist", {"pixels": pixels[:1]})["probabilities"][0]
+    assert [p.index for p in image] == raw.argsort()[::-1].tolist()
+    assert [p.label for p in image] == [LABELS[p.index] for p in image]
+    assert [p.probability for p in image] == pytest.approx(np.sort(raw)[::-1], abs=1e-6)
+
+
+@protocols
+def test_async_calls_overlap(
+    server: Server, pixels: Pixels, labels: Pixels, protocol: Protocol
+) -> None:
+    async def run() -> tuple[list[list[Prediction]], list[list[Prediction]]]:
+        async with AsyncClient(getattr(server, protocol), protocol=protocol) as client:
+            files = [encode_png(image) for image in pixels[:70]]
+            first, second = await asyncio.gather(
+                client.classify(pixels[:100]), client.classify_files(files)
+            )
+            assert (await client.infer("fashion_mnist", {"pixels": pixels[:2]}))["logits"].any()
+            return first, second
+
+    first, second = asyncio.run(run())
+    assert np.mean(indices(first) == labels[:100]) > 0.9
+    assert indices(second) == indices(first)[:70]
+
+
+@protocols
+def test_async_errors_are_the_servers(server: Server, protocol: Protocol) -> None:
+    async def run() -> None:
+        async with AsyncClient(getattr(server, protocol), protocol=protocol) as client:
+            await client.infer("resnet", {"pixels": np.zeros((1, 28, 28), np.uint8)})
+
+    with pytest.raises(ServerError, match="unknown model: 'resnet'"):
+        asyncio.run(run())
+
+
+def test_shared_memory_is_given_back(server: Server, pixels: Pixels) -> None:
+    def regions() -> set[Path]:
+        return set(Path("/dev/shm").glob("nin-*"))  # noqa: S108
+
+    before = regions()
+    with Client(server.http, shared_memory=True) as client:
+        client.classify(pixels[:1])
+        assert regions() - before
+    assert not regions() - before
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((1, 28, 28), np.float32), np.zeros((28, 28), np.uint8)]
+)
+def test_wrong_pixels_are_refused_before_they_are_sent(pixels: Pixels) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(InputError, match="expected uint8"):
+        client.classify(pixels)
+
+
+@pytest.mark.parametrize("url", ["here", "http://127.0.0.1:8000", "127.0.0.1:", ":1", "a:99999"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="isn't a server's address; write HOST:PORT"):
+        Client(url)
+
+
+# --- servers that are no Triton ---
+
+
+class Fake:
+    """Accepts connections, hands each to `answer`, and counts them."""
+
+    def __init__(self, answer: Callable[[socket.socket], None]) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.connections = 0
+        self._answer = answer
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                if self.connections < 0:
+                    return
+                self.connections += 1
+                self._answer(connection)
+
+    def close(self) -> int:
+        count, self.connections = self.connections, -1
+        socket.create_connection(self._socket.getsockname()).close()
+        self._thread.join()
+        self._socket.close()
+        return count
+
+
+@pytest.fixture
+def fake() -> Iterator[Callable[[bytes | None], Fake]]:
+    """Makes a server that answers every request with these bytes and hangs up."""
+    made: list[Fake] = []
+
+    def make(data: bytes | None) -> Fake:
+        def answer(connection: socket.socket) -> None:
+            connection.recv(100_000)
+            if data is None:
+                connection.settimeout(3)
+                with suppress(OSError):
+                    connection.recv(1)  # until the client loses its patience
+            else:
+                connection.sendall(data)
+
+        made.append(Fake(answer))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+def http_answer(status: str, body: bytes, length: int | None = None) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n"
+    return head.encode() + body
+
+
+IMAGE = np.zeros((1, 28, 28), np.uint8)
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_connection_that_breaks_is_tried_again(
+    fake: Callable[[bytes | None], Fake], retries: int
+) -> None:
+    server = fake(b"")
+    with (
+        Client(server.url, retries=retries) as client,
+        pytest.raises(UnreachableError, match=f"no Triton server at {server.url}"),
+    ):
+        client.classify(IMAGE)
+    assert server.connections == retries + 1
+
+
+def test_nobody_there() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        url = f"127.0.0.1:{unused.getsockname()[1]}"
+    for name in URLS:
+        with (
+            Client(url, protocol=name, retries=1) as client,
+            pytest.raises(UnreachableError, match="start one with `make serve`"),
+        ):
+            client.classify(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (http_answer("500 Internal", b'{"error":"out of memory"}'), "answers: out of memory"),
+        (http_answer("400 Bad Request", b"<html>"), "answers: .*html"),
+        (http_answer("200 OK", b"garbage"), "can't be read"),
+        (http_answer("200 OK", b'{"outputs": 3}'), "can't be read"),
+        (b"\x00\x01\x02 what is this\r\n\r\n", "can't be read"),
+    ],
+    ids=["500", "400 without JSON", "garbage", "other JSON", "no HTTP"],
+)
+def test_an_answer_is_never_asked_for_twice(
+    fake: Callable[[bytes | None], Fake], answer: bytes, message: str
+) -> None:
+    server = fake(answer)
+    with Client(server.url, retries=3) as client, pytest.raises(ServerError, match=message):
+        client.classify(IMAGE)
+    assert server.connections == 1
+
+
+def test_an_answer_that_ends_in_the_middle(fake: Callable[[bytes | None], Fake]) -> None:
+    server = fake(http_answer("200 OK", b'{"outputs"', 1000))
+    with Client(server.url, retries=0) as client, pytest.raises(InputError, match=server.url):
+        client.classify(IMAGE)
+
+
+@protocols
+def test_patience_ends(fake: Callable[[bytes | None], Fake], protocol: Protocol) -> None:
+    server = fake(None)
+    with (
+        Client(server.url, protocol=protocol, timeout_s=0.3, retries=3) as client,
+        pytest.raises(InputError, match=r"no answer|no Triton server"),
+    ):
+        client.classify(IMAGE)
+
+
+# --- scripts/classify.py ---
+
+
+@protocols
+def test_files_and_idx_as_a_table(
+    script: Script, server: Server, pixels: Pixels, tmp_path: Path, protocol: Protocol
+) -> None:
+    boot = tmp_path / "boot.png"
+    boot.write_bytes(encode_png(pixels[0]))
+    url = getattr(server, protocol)
+    options = ("--url", url, "--protocol", protocol, "--limit", 3, "--top", 2)
+    ended = script(CLASSIFY, boot, IDX, *options)
+    assert ended.code == 0
+    header, _, *rows = ended.out.splitlines()
+    assert header.split()[1:-1:2] == ["image", "1.", "probability", "2.", "probability"]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        str(boot), *(f"{IDX}[{i}]" for i in range(3))
+    ]  # fmt: skip
+    assert [row.split("|")[2].strip() for row in rows] == [
+        "Ankle boot", "Ankle boot", "Pullover", "Trouser"
+    ]  # fmt: skip
+
+
+def test_json(script: Script, server: Server, tmp_path: Path) -> None:
+    plain = tmp_path / "images.idx"
+    plain.write_bytes(gzip.decompress(IDX.read_bytes()))
+    ended = script(CLASSIFY, plain, "--url", server.http, "--limit", 100, "--json")
+    found = json.loads(ended.out)
+    assert len(found) == 100
+    assert found[1]["image"] == f"{plain}[1]"
+    (prediction,) = found[1]["predictions"]
+    assert prediction == {
+        "index": 2,
+        "label": "Pullover",
+        "probability": pytest.approx(0.98, abs=0.02),
+    }
+
+
+def test_the_other_model_and_shared_memory(script: Script, server: Server) -> None:
+    options = ("--limit", 2, "--model", "fashion_mnist_torchscript", "--shared-memory")
+    ended = script(CLASSIFY, IDX, "--url", server.http, *options)
+    assert ended.code == 0
+    assert "Pullover" in ended.out
+
+
+def idx(*header: int, size: int = 784) -> bytes:
+    return np.array(header, ">u4").tobytes() + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "no image file at"),
+        (b"", r"encoded_image 0 \(0 bytes\): not a whole PNG or JPEG file"),
+        (b"text", "not a whole PNG or JPEG file"),
+        (idx(2049, 1, 28, 28), "not a whole PNG or JPEG file"),
+        (idx(2051, 1, 28, 27), r"its header is \[2051, 1, 28, 27\]"),
+        (idx(2051, 2, 28, 28), "promises 2 images, 1584 bytes; it has 800 bytes"),
+        (idx(2051, 1, 28, 28, size=783), "it has 799 bytes"),
+        (gzip.compress(idx(2049, 1)), "isn't an IDX file of 28x28 images"),
+        (gzip.compress(idx(2051, 1, 28, 28))[:-9], "can't decompress"),
+    ],
+)
+def test_bad_files(
+    script: Script, server: Server, tmp_path: Path, data: bytes | None, message: str
+) -> None:
+    path = tmp_path / "file"
+    if data is not None:
+        path.write_bytes(data)
+    ended = script(CLASSIFY, path, "--url", server.http)
+    assert ended.code == 2
+    assert ended.out == ""
+    (line,) = ended.err.strip().splitlines()
+    assert str(path) in line
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--top", 0), "0 is not a whole number from 1 on"),
+        (("--top", 11), "11 is more than the 10 classes"),
+        (("--timeout", "nan"), "nan is not a time in seconds"),
+        (("--protocol", "smtp"), "invalid choice: 'smtp'"),
+        (("--url", "there"), "isn't a server's address"),
+        (("--model", "resnet"), "Request for unknown model: 'resnet' is not found"),
+        (("--model", "nin_onnx"), "unexpected inference output 'probabilities'"),
+    ],
+)
+def test_mistakes(
+    script: Script, server: Server, options: tuple[object, ...], message: str
+) -> None:
+    ended = script(CLASSIFY, IDX, "--limit", 1, "--url", server.http, *options)
+    assert ended.code == 2
+    assert message in ended.err
+    assert "Traceback" not in ended.err

@@ -1,0 +1,337 @@
+"""Starting, swapping and stopping the embedded server, and its refusals."""
+
+import contextlib
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import nin.triton.server
+from nin.client import Client
+from nin.contract import MODELS
+from nin.errors import CheckError, InputError
+from nin.images import encode_png
+from nin.paths import MODEL_REPOSITORY, ROOT, TRITON
+from nin.triton.repository import PUBLISHED, publish
+from nin.triton.server import PORTS, find_tritonserver, serve
+from tests.conftest import Script
+
+Pixels = NDArray[np.uint8]
+SERVE = "scripts/serve.py"
+FREE = dict.fromkeys(PORTS, 0)
+
+
+@pytest.fixture
+def own(embedded: None, repository: Path, tmp_path: Path) -> Path:
+    """A repository with version 1, of this test's own."""
+    return Path(shutil.copytree(repository, tmp_path / "own"))
+
+
+# --- hot swap ---
+
+
+def test_swap_and_rollback_under_load_lose_no_request(
+    script: Script, artifacts: Path, own: Path, pixels: Pixels, labels: Pixels
+) -> None:
+    """Clients ask all the time, for pixels and for files, while versions come and go."""
+    publish_script = "export/to_triton.py"
+    with serve(own, ports=FREE) as server, load(server.grpc, pixels, labels) as asked:
+        options = ("--artifacts", artifacts, "--repository", own, "--load", server.http)
+        wait_for(asked, 50)
+        assert served_versions(server.http) == ["1"]
+        assert script(publish_script, *options).code == 0
+        assert served_versions(server.http) == ["1", "2"]
+        wait_for(asked, 50)
+        assert script(publish_script, *options, "--rollback").code == 0
+        assert served_versions(server.http) == ["2", "3"]  # 1 is unloaded, nobody asks for it
+        wait_for(asked, 50)
+    assert asked.failures == []
+    assert asked.count > 150
+    assert asked.right / asked.count > 0.9  # the test images' own accuracy
+
+
+def test_that_load_notices_a_swap_that_loses_requests(
+    artifacts: Path, own: Path, pixels: Pixels, labels: Pixels
+) -> None:
+    """With only the newest version loaded, as configs often have it, some requests fail."""
+    for model in PUBLISHED:
+        config = own / model.name / "config.pbtxt"
+        config.write_text(config.read_text().replace("num_versions: 2", "num_versions: 1"))
+    with (
+        serve(own, ports=FREE) as server,
+        load(server.grpc, pixels, labels) as asked,
+        Client(server.http) as client,
+    ):
+        for _ in range(10):
+            publish(artifacts, own)
+            client.load("fashion_mnist")
+            if asked.failures:
+                break
+            wait_for(asked, 50)
+    assert any("is not at ready state" in failure for failure in asked.failures)
+
+
+class Asked:
+    """What the clients under load have seen."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.right = 0
+        self.failures: list[str] = []
+
+
+@contextlib.contextmanager
+def load(url: str, pixels: Pixels, labels: Pixels) -> Iterator[Asked]:
+    """Four clients that ask without a pause, until the block ends."""
+    asked, stop, lock = Asked(), threading.Event(), threading.Lock()
+    files = [encode_png(image) for image in pixels[:100]]
+
+    def ask(number: int) -> None:
+        random = np.random.default_rng(number)
+        with Client(url, protocol="grpc", retries=0) as client:
+            while not stop.is_set():
+                indices = random.integers(0, 100, size=random.integers(1, 4))
+                try:
+                    if number % 2:
+                        found = client.classify(pixels[indices])
+                    else:
+                        found = client.classify_files([files[i] for i in indices])
+                except Exception as error:  # whatever it is, it is counted
+                    asked.failures.append(repr(error))
+                    continue
+                with lock:
+                    asked.count += len(found)
+                    asked.right += sum(
+                        f[0].index == labels[i] for f, i in zip(found, indices, strict=True)
+                    )
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield asked
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def wait_for(asked: Asked, more: int) -> None:
+    goal, deadline = asked.count + more, time.monotonic() + 60
+    while asked.count < goal:
+        assert time.monotonic() < deadline, asked.failures
+        time.sleep(0.01)
+
+
+def served_versions(url: str) -> list[str]:
+    with Client(url) as client:
+        found = [client.metadata(model.name)["versions"] for model in PUBLISHED]
+    assert all(versions == found[0] for versions in found)
+    versions: list[str] = found[0]
+    return versions
+
+
+def test_a_version_that_does_not_load_leaves_the_one_before(
+    own: Path, artifacts: Path, pixels: Pixels
+) -> None:
+    """The server refuses version 2, says why, and serves version 1 on."""
+    with serve(own, ports=FREE) as server, Client(server.http) as client:
+        publish(artifacts, own)
+        (own / "fashion_mnist" / "2" / "model.onnx").write_bytes(b"no model")
+        with pytest.raises(InputError, match="load failed .*'fashion_mnist'.*INVALID_PROTO"):
+            client.load("fashion_mnist")
+        assert client.metadata("fashion_mnist")["versions"] == ["1"]
+        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+
+
+def test_a_server_that_polls_follows_the_files(own: Path, artifacts: Path) -> None:
+    with serve(own, ports=FREE, control_mode="poll") as server, Client(server.http) as client:
+        publish(artifacts, own)
+        deadline = time.monotonic() + 60
+        while client.metadata("fashion_mnist")["versions"] != ["1", "2"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+# --- scripts/serve.py ---
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_what_it_serves_and_stops_with_its_children(
+    embedded: None, repository: Path, end: signal.Signals
+) -> None:
+    ports = [f"--{name}-port=0" for name in PORTS]
+    process = subprocess.Popen(
+        [sys.executable, SERVE, "--repository", repository, "--threads", "1", *ports],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        text = read_until(process, "Ready")
+        for model in MODELS:
+            assert re.search(rf"^\| {model.name} +\| +1 ", text, re.MULTILINE)
+        host, port = re.findall(r"HTTP +http://([\d.]+):(\d+)", text)[0]
+        assert host == "127.0.0.1"
+        tree = children(process.pid)
+        assert len(tree) >= 6  # the server and its stubs
+        process.send_signal(end)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        assert process.stdout
+        process.stdout.close()
+    assert not [pid for pid in tree if Path(f"/proc/{pid}").exists()]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)))
+
+
+def read_until(process: subprocess.Popen[str], word: str) -> str:
+    assert process.stdout
+    text = ""
+    for line in process.stdout:
+        text += line
+        if word in line:
+            return text
+    raise AssertionError(f"it ended: {text}")
+
+
+def children(pid: int) -> list[int]:
+    direct = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [descendant for child in map(int, direct) for descendant in (child, *children(child))]
+
+
+def test_a_server_that_dies_ends_the_script(embedded: None, repository: Path) -> None:
+    with serve(repository, ports=FREE) as server:
+        threading.Timer(0.2, lambda: os.kill(server.process.pid, signal.SIGKILL)).start()
+        with pytest.raises(CheckError, match="tritonserver ended by itself with code -9"):
+            server.wait()
+
+
+def test_it_stops_when_the_block_raises(embedded: None, repository: Path) -> None:
+    with pytest.raises(ZeroDivisionError), serve(repository, ports=FREE) as server:
+        raise ZeroDivisionError
+    assert server.process.poll() is not None
+
+
+def test_servers_share_a_machine(embedded: None, repository: Path, pixels: Pixels) -> None:
+    with serve(repository, ports=FREE) as one, serve(repository, ports=FREE) as two:
+        assert one.http != two.http
+        for server in (one, two):
+            with Client(server.http) as client:
+                assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+
+
+def test_docker_prints_the_command(script: Script) -> None:
+    ended = script(SERVE, "--docker")
+    assert ended.code == 0
+    assert f"-v {MODEL_REPOSITORY}:/models:ro" in ended.out
+    assert "-p 127.0.0.1:8000:8000" in ended.out
+    assert "--disable-auto-complete-config" in ended.out
+
+
+# --- refusals ---
+
+
+def test_a_port_in_use(script: Script, embedded: None, repository: Path) -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        ended = script(SERVE, "--repository", repository, "--grpc-port", port, "--http-port", 0)
+    assert ended.code == 2
+    assert f"can't listen on 127.0.0.1:{port}" in ended.err
+    assert "choose another --grpc-port" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--http-port", "99999"), "99999 is not a port"),
+        (("--host", "203.0.113.7"), "can't listen on 203.0.113.7:8000"),
+        (("--threads", "0"), "0 is not a whole number from 1 on"),
+        (("--model-control-mode", "magic"), "invalid choice: 'magic'"),
+    ],
+)
+def test_mistakes(
+    script: Script, embedded: None, repository: Path, options: tuple[str, ...], message: str
+) -> None:
+    ended = script(SERVE, "--repository", repository, *options)
+    assert ended.code == 2
+    assert message in ended.err
+
+
+def test_nothing_published(script: Script, embedded: None, tmp_path: Path, own: Path) -> None:
+    ended = script(SERVE, "--repository", tmp_path / "nowhere")
+    assert ended.code == 2
+    assert "no model repository at" in ended.err
+    shutil.rmtree(own / "nin_onnx" / "1")
+    ended = script(SERVE, "--repository", own)
+    assert ended.code == 2
+    assert "no published version of nin_onnx" in ended.err
+    assert "make publish" in ended.err
+
+
+def test_a_model_that_does_not_load_is_named_with_its_reason(script: Script, own: Path) -> None:
+    (own / "nin_torchscript" / "1" / "model.pt").write_bytes(b"no archive")
+    ended = script(SERVE, "--repository", own, *(f"--{name}-port=0" for name in PORTS))
+    assert ended.code == 1
+    assert "nin_torchscript version 1:" in ended.err
+    assert "failed to load model 'nin_torchscript'" in ended.err
+    assert len(ended.err.splitlines()) <= 3
+
+
+def test_a_config_that_can_not_be_parsed_is_named(script: Script, own: Path) -> None:
+    (own / "fashion_mnist" / "config.pbtxt").write_text("max_batch_size: many")
+    ended = script(SERVE, "--repository", own, *(f"--{name}-port=0" for name in PORTS))
+    assert ended.code == 1
+    assert "fashion_mnist" in ended.err
+    assert len(ended.err.splitlines()) <= 4
+
+
+def test_no_wheel(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no embedded Triton in .*; install it .*--no-deps"):
+        find_tritonserver(tmp_path)
+
+
+def test_no_stub_for_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nin.triton.server, "PYTHONS", ("3.8",))
+    with pytest.raises(InputError, match=r"runs with Python 3.8, this is 3\.\d+"):
+        find_tritonserver()
+
+
+def test_no_libpython(embedded: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(nin.triton.server, "_own_libpython", lambda: tmp_path)
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    with pytest.raises(InputError, match=r"needs libpython3\.\d+\.so\.1\.0.*apt-get install"):
+        find_tritonserver(TRITON)
+
+
+def test_bootstrap_installs_what_the_server_names() -> None:
+    bootstrap = (ROOT / "scripts" / "bootstrap.sh").read_text()
+    assert nin.triton.server.WHEEL in bootstrap
+    assert nin.triton.server.NUMPY in bootstrap
+
+
+def test_health_is_asked_of_the_real_endpoints(embedded: None, repository: Path) -> None:
+    """The paths that deploy/ probes."""
+    with serve(repository, ports=FREE) as server:
+        for path in ("/v2/health/ready", "/v2/health/live"):
+            with contextlib.closing(http.client.HTTPConnection(server.http)) as connection:
+                connection.request("GET", path)
+                assert connection.getresponse().status == 200

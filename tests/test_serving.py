@@ -1,0 +1,420 @@
+"""The live server: equal answers, and bad input that harms nobody else."""
+
+import http.client
+import io
+import json
+import socket
+import struct
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from nin.checkpoint import Checkpoint
+from nin.client import URLS, Client, Protocol
+from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MODELS, NIN, Model
+from nin.errors import ServerError
+from nin.images import encode_png, encoded
+from nin.parity import check_concurrency, check_parity
+from nin.reference import Reference
+from nin.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
+from nin.triton.server import Server
+
+Pixels = NDArray[np.uint8]
+protocols = pytest.mark.parametrize("protocol", list(URLS))
+
+
+def connect(server: Server, protocol: Protocol) -> Client:
+    return Client(getattr(server, protocol), protocol=protocol, retries=0)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with connect(server, "http") as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def unharmed(server: Server, pixels: Pixels, reference: Reference) -> Iterator[None]:
+    """After every test the server is ready and answers the next good request rightly."""
+    yield
+    with connect(server, "http") as client:
+        for model, batch in (
+            (FASHION_MNIST.name, {"pixels": pixels[:2]}),
+            (FASHION_MNIST_IMAGE.name, {"encoded_image": png(*pixels[:2])}),
+        ):
+            assert_right(client.infer(model, batch)["logits"], reference, [0, 1])
+    for path in ("ready", "live"):
+        assert get(server.http, f"/v2/health/{path}")[0] == 200
+
+
+def assert_right(logits: NDArray[Any], reference: Reference, indices: list[int]) -> None:
+    error = np.abs(logits - reference.outputs["logits"][indices]).max()
+    assert error <= reference.budget["logits"]
+
+
+def get(address: str, path: str) -> tuple[int, bytes]:
+    with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def png(*images: Pixels) -> NDArray[Any]:
+    return encoded([encode_png(image) for image in images])
+
+
+# --- equal answers ---
+
+
+@pytest.mark.parametrize("name", list(SERVER_RUNTIMES))
+@pytest.mark.parametrize(
+    "model", [m for m in MODELS if m.graph != DECODE_IMAGE], ids=lambda m: m.name
+)
+def test_the_gate_is_open_through_the_server(
+    server: Server, checkpoint: Checkpoint, reference: Reference, labels: Pixels,
+    model: Model, name: str,
+) -> None:  # fmt: skip
+    address = getattr(server, SERVER_RUNTIMES[name])
+    runtime = TritonRuntime(address, model, name, checkpoint.sha256)
+    row = check_parity(
+        name, runtime, model.graph, reference, labels[:64], weights_sha256=checkpoint.sha256
+    )
+    assert row.failures == []
+
+
+def test_the_gate_asks_the_server_for_contract_and_labels(server: Server) -> None:
+    """A runtime of another model's graph is refused by what the server says of itself."""
+    nin_onnx, *_ = MODELS
+    wrong = Model(nin_onnx.name, FASHION_MNIST, nin_onnx.backend)
+    with pytest.raises(ServerError, match="unexpected inference output 'probabilities'"):
+        TritonRuntime(server.http, wrong, "triton-http", None)
+    found = TritonRuntime(server.http, nin_onnx, "triton-http", None)
+    assert found.contract == NIN.describe()
+    assert found.labels[0] == "T-shirt/top"
+
+
+def test_requests_at_the_same_time_share_batches_and_get_their_own_answers(
+    server: Server, reference: Reference, client: Client
+) -> None:
+    before = client.statistics(FASHION_MNIST.name)
+    model = next(m for m in MODELS if m.name == FASHION_MNIST.name)
+    runtime = TritonRuntime(server.grpc, model, "triton-grpc", None)
+    assert list(check_concurrency(runtime, model.graph, reference)) == []
+    after = client.statistics(FASHION_MNIST.name)
+    executions = after["execution_count"] - before["execution_count"]
+    requests = after["inference_stats"]["success"]["count"]
+    requests -= before["inference_stats"]["success"]["count"]
+    assert 0 < executions < requests  # else nothing was batched and nothing was split
+
+
+def test_a_batch_of_files_is_decoded_and_classified_like_its_pixels(
+    client: Client, pixels: Pixels
+) -> None:
+    files = client.infer(FASHION_MNIST_IMAGE.name, {"encoded_image": png(*pixels[:7])})
+    direct = client.infer(FASHION_MNIST.name, {"pixels": pixels[:7]})
+    np.testing.assert_allclose(files["logits"], direct["logits"], rtol=0, atol=1e-5)
+    decoded = client.infer(DECODE_IMAGE.name, {"encoded_image": png(*pixels[:7])})["pixels"]
+    np.testing.assert_array_equal(decoded, pixels[:7])
+
+
+# --- conversions of images, as model_repository/decode_image/1/model.py documents them ---
+
+
+def decode(client: Client, image: Image.Image, kind: str = "PNG", **options: Any) -> Pixels:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    inputs = {"encoded_image": encoded([file.getvalue()])}
+    found: Pixels = client.infer(DECODE_IMAGE.name, inputs)["pixels"][0]
+    return found
+
+
+def test_grey_images_of_any_mode_are_the_same_pixels(client: Client, pixels: Pixels) -> None:
+    grey = Image.fromarray(pixels[0])
+    opaque = Image.new("L", grey.size, 255)
+    wide = Image.fromarray(pixels[0].astype(np.uint16) * 256 + 77)
+    for image in (
+        grey,
+        grey.convert("RGB"),
+        grey.convert("P"),
+        Image.merge("LA", [grey, opaque]),
+        Image.merge("RGBA", [grey, grey, grey, opaque]),
+        wide,  # 16 bits: the upper 8 are kept
+    ):
+        np.testing.assert_array_equal(decode(client, image), pixels[0], err_msg=image.mode)
+
+
+def test_transparent_pixels_lie_over_black(client: Client, pixels: Pixels) -> None:
+    grey = Image.fromarray(pixels[0])
+    white = Image.new("L", grey.size, 255)
+    np.testing.assert_array_equal(
+        decode(client, Image.merge("RGBA", [white, white, white, grey])), pixels[0]
+    )
+
+
+def test_colour_becomes_grey_by_itu_r_601(client: Client) -> None:
+    for colour, grey in (((255, 0, 0), 76), ((0, 255, 0), 150), ((0, 0, 255), 29)):
+        assert set(decode(client, Image.new("RGB", (28, 28), colour)).flat) == {grey}
+
+
+def test_other_shapes_are_centred_on_black(client: Client) -> None:
+    found = decode(client, Image.new("L", (280, 140), 200))
+    assert (found[:7] == 0).all()
+    assert (found[7:21] == 200).all()
+    assert (found[21:] == 0).all()
+
+
+def test_the_orientation_of_a_photograph_is_applied(client: Client) -> None:
+    image = Image.new("L", (28, 28), 0)
+    image.paste(255, (0, 0, 28, 14))  # bright above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    found = decode(client, image, "JPEG", exif=exif, quality=95)
+    assert found[:, 15:].min() > 200
+    assert found[:, :13].max() < 50
+
+
+def test_a_photograph_of_20_megapixels_is_classified(client: Client, pixels: Pixels) -> None:
+    photograph = Image.fromarray(pixels[1]).resize((5184, 3888)).convert("RGB")
+    file = io.BytesIO()
+    photograph.save(file, "JPEG", quality=90)
+    (prediction,) = client.classify_files([file.getvalue()])[0]
+    assert prediction.label == "Pullover"
+    assert prediction.probability > 0.5
+
+
+# --- bad images ---
+
+
+def bomb() -> bytes:
+    """A PNG of 60000x60000 pixels in 100 bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def truncated() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    whole = encode_png(noise)
+    return whole[: len(whole) // 2]
+
+
+def gif() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (28, 28)).save(file, "GIF")
+    return file.getvalue()
+
+
+@protocols
+@pytest.mark.parametrize("model", [DECODE_IMAGE.name, FASHION_MNIST_IMAGE.name])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"this is no image", r"encoded_image 0 \(16 bytes\): not a whole PNG or JPEG file"),
+        (b"", r"encoded_image 0 \(0 bytes\): not a whole PNG or JPEG file"),
+        (b"\x89PNG\r\n\x1a\n", "not a whole PNG or JPEG file"),
+        (gif(), "not a whole PNG or JPEG file"),
+        (truncated(), "not a whole PNG or JPEG file"),
+        (bomb(), "60000x60000 pixels, at most 50000000 are decoded"),
+    ],
+    ids=["text", "empty", "signature", "gif", "truncated", "bomb"],
+)
+def test_bytes_that_are_no_image_are_refused(
+    server: Server, protocol: Protocol, model: str, data: bytes, message: str
+) -> None:
+    with connect(server, protocol) as client, pytest.raises(ServerError, match=message):
+        client.infer(model, {"encoded_image": encoded([data])})
+
+
+def test_one_bad_file_fails_its_own_request_only(server: Server, pixels: Pixels) -> None:
+    """Though they are decoded and classified in one batch with it."""
+
+    def classify(index: int) -> str:
+        data = b"bad" if index % 4 == 0 else encode_png(pixels[index])
+        with connect(server, "http") as client:
+            try:
+                return client.classify_files([data])[0][0].label
+            except ServerError:
+                return "refused"
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(classify, range(32)))
+    assert [answer == "refused" for answer in found] == [i % 4 == 0 for i in range(32)]
+
+
+# --- bad requests ---
+
+
+@protocols
+@pytest.mark.parametrize(
+    ("model", "name", "array", "version", "message"),
+    [
+        ("fashion_mnist", "pixel", np.zeros((1, 28, 28), np.uint8), "", "pixel"),
+        ("fashion_mnist", "pixels", np.zeros((1, 28, 28), np.float32), "", "data-type|datatype"),
+        ("fashion_mnist", "pixels", np.zeros((1, 784), np.uint8), "", "shape"),
+        ("fashion_mnist", "pixels", np.zeros((28, 28), np.uint8), "", "shape"),
+        ("fashion_mnist", "pixels", np.zeros((1, 28, 29), np.uint8), "", "shape"),
+        ("fashion_mnist", "pixels", np.zeros((65, 28, 28), np.uint8), "", "must be <= 64"),
+        ("nin_torchscript", "image", np.zeros((1, 3, 224, 224), np.float32), "", "shape"),
+        ("nin_torchscript", "image", np.zeros((65, 1, 224, 224), np.float32), "", "<= 64"),
+        ("fashion_mnist_image", "encoded_image", np.zeros((1, 1), np.uint8), "", "data-type"),
+        ("fashion_mnist_image", "encoded_image", encoded([b"a"] * 65), "", "<= 64"),
+        ("resnet", "pixels", np.zeros((1, 28, 28), np.uint8), "", "unknown model: 'resnet'"),
+        ("fashion_mnist", "pixels", np.zeros((1, 28, 28), np.uint8), "9", "version"),
+    ],
+    ids=[
+        "name", "dtype", "rank", "no batch", "shape", "65 pixels", "channels", "65 images",
+        "no strings", "65 files", "model", "version",
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_refused_with_the_reason(
+    server: Server, protocol: Protocol, model: str, name: str, array: NDArray[Any], version: str,
+    message: str,
+) -> None:  # fmt: skip
+    with connect(server, protocol) as client, pytest.raises(ServerError, match=message):
+        client.infer(model, {name: array}, version=version)
+
+
+def post(server: Server, body: bytes, *, header: int | None = None) -> tuple[int, str]:
+    headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
+    with closing(http.client.HTTPConnection(server.http, timeout=30)) as connection:
+        connection.request("POST", "/v2/models/fashion_mnist/infer", body, headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())["error"]
+
+
+def binary(
+    data: bytes, *, declared: int, shape: tuple[int, ...] = (1, 28, 28)
+) -> tuple[bytes, int]:
+    """A request with the binary tensor extension: its body and the length of its JSON part."""
+    tensor = {"name": "pixels", "shape": shape, "datatype": "UINT8"}
+    tensor["parameters"] = {"binary_data_size": declared}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    return text + data, len(text)
+
+
+@pytest.mark.parametrize(
+    ("data", "declared", "message"),
+    [
+        (bytes(700), 784, "expecting 84 additional bytes"),
+        (bytes(783), 783, "Expected 784, got 783"),
+        (bytes(785), 785, "Expected 784, got 785"),
+        (b"", 0, "got 0"),
+    ],
+)
+def test_truncated_binary_bodies_are_refused(
+    server: Server, data: bytes, declared: int, message: str
+) -> None:
+    body, header = binary(data, declared=declared)
+    status, error = post(server, body, header=header)
+    assert status == 400
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "Expected 784, got 0"),
+        (b"{", "failed to parse the request JSON buffer"),
+        (b"[]", "Unable to parse 'inputs'"),
+        (b'{"inputs": 3}', "Unable to parse 'inputs'"),
+        (b'{"inputs": [{}]}', "Input must set only one of the following fields"),
+        (b"\xff\xfe\x00" * 100, "failed to parse the request JSON buffer"),
+    ],
+)
+def test_malformed_json_is_refused(server: Server, body: bytes, message: str) -> None:
+    """Triton 24.10 itself answers 500, not 400, where it can't parse."""
+    status, error = post(server, body)
+    assert status == (500 if "arse" in message else 400)
+    assert message in error
+
+
+def test_a_wrong_length_of_the_json_part_is_refused(server: Server) -> None:
+    body, header = binary(bytes(784), declared=784)
+    for wrong, message in (
+        (0, "Expected 784, got 900"),
+        (header - 5, "failed to parse the request JSON buffer"),
+        (header + 5, "expecting 5 additional bytes"),
+        (10**9, "inference header size should be in range"),
+    ):
+        status, error = post(server, body, header=wrong)
+        assert status in (400, 500)
+        assert message in error
+
+
+@pytest.mark.parametrize("model", ["nin_onnx", "nin_torchscript"])
+def test_nan_pixels_give_nan_for_their_image_only(
+    client: Client, pixels: Pixels, model: str
+) -> None:
+    """As in the network itself: a NaN anywhere reaches every logit through the average."""
+    images = np.repeat(pixels[:3, None].astype(np.float32) / 255, 8, 2).repeat(8, 3)
+    clean = client.infer(model, {"image": images})["logits"]
+    images[1, 0, 100, 100] = np.nan
+    logits = client.infer(model, {"image": images})["logits"]
+    assert np.isnan(logits[1]).all()
+    np.testing.assert_allclose(logits[[0, 2]], clean[[0, 2]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("port", ["http", "grpc", "metrics"])
+def test_random_bytes_on_the_ports(server: Server, port: str) -> None:
+    random = np.random.default_rng(1)
+    host, _, number = getattr(server, port).rpartition(":")
+    for size in (1, 10, 1000, 100_000):
+        with socket.create_connection((host, int(number)), timeout=10) as connection:
+            try:
+                connection.sendall(random.bytes(size))
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1000)
+            except OSError:
+                pass  # it may well hang up
+
+
+def test_a_client_that_hangs_up_in_the_middle(server: Server) -> None:
+    body, header = binary(bytes(784), declared=784)
+    host, _, port = server.http.rpartition(":")
+    head = (
+        f"POST /v2/models/fashion_mnist/infer HTTP/1.1\r\nHost: x\r\n"
+        f"Inference-Header-Content-Length: {header}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    for _ in range(5):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(head.encode() + body[:100])
+
+
+# --- operation ---
+
+
+def test_metrics_count_requests_and_queue_time(
+    server: Server, client: Client, pixels: Pixels
+) -> None:
+    def read(name: str) -> float:
+        status, text = get(server.metrics, "/metrics")
+        assert status == 200
+        lines = text.decode().splitlines()
+        (line,) = (x for x in lines if x.startswith(f'{name}{{model="fashion_mnist",'))
+        return float(line.split()[-1])
+
+    before = read("nv_inference_request_success"), read("nv_inference_count")
+    client.classify(pixels[:5])
+    after = read("nv_inference_request_success"), read("nv_inference_count")
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 5)
+    assert read("nv_inference_queue_duration_us") > 0
+
+
+def test_every_model_says_that_it_is_ready(server: Server) -> None:
+    for model in MODELS:
+        assert get(server.http, f"/v2/models/{model.name}/ready")[0] == 200
+        assert get(server.http, f"/v2/models/{model.name}/versions/2/ready")[0] == 400
