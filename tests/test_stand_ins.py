@@ -1,0 +1,244 @@
+"""The stand-in backends refuse at load and at run what the official C++ backends refuse.
+
+The rules and the texts are those of the sources of onnxruntime_backend and pytorch_backend.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from nin.client import Client
+from nin.errors import ServerError
+from nin.torch_settings import ignore_deprecations
+from nin.triton.server import PORTS, Server, serve
+
+Change = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def own(embedded: None, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(repository, tmp_path_factory.mktemp("stand_ins") / "own"))
+
+
+@pytest.fixture(scope="module")
+def server(own: Path) -> Iterator[Server]:
+    with serve(own, ports=dict.fromkeys(PORTS, 0)) as running:
+        yield running
+
+
+def variant(own: Path, name: str, change: Change, model: Path | bytes | None = None) -> str:
+    """Adds a copy of a model with a changed config, and perhaps another file; returns its name."""
+    number = len(list(own.glob("variant_*")))
+    folder = own / f"variant_{number}"
+    shutil.copytree(own / name, folder)
+    text = (folder / "config.pbtxt").read_text()
+    text = text[: text.index("# The first request")]  # no warm-up: it would find the fault first
+    changed = change(text)
+    assert changed != text or model is not None
+    (folder / "config.pbtxt").write_text(
+        changed.replace(f'name: "{name}"', f'name: "{folder.name}"')
+    )
+    if isinstance(model, bytes):
+        next(folder.glob("1/model.*")).write_bytes(model)
+    return folder.name
+
+
+def swapped(old: str, new: str, count: int = 1) -> Change:
+    def change(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, count)
+
+    return change
+
+
+def added(text: str) -> Change:
+    return lambda config: f"{config}\n{text}\n"
+
+
+def parameter(name: str, value: str) -> Change:
+    return added(f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}')
+
+
+def output(name: str, dtype: str = "TYPE_FP32", dims: str = "10") -> Change:
+    return added(f'output [ {{ name: "{name}" data_type: {dtype} dims: [ {dims} ] }} ]')
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swapped('name: "pixels"', 'name: "image"'),
+         "unexpected inference input 'image', allowed inputs are: pixels"),
+        (swapped('name: "logits"', 'name: "scores"'),
+         "unexpected inference output 'scores', allowed outputs are: logits, probabilities"),
+        (swapped("TYPE_UINT8", "TYPE_FP32"),
+         "configuration expects datatype TYPE_FP32 for input 'pixels', model provides TYPE_UINT8"),
+        (swapped("TYPE_FP32", "TYPE_FP64"),
+         "configuration expects datatype TYPE_FP64 for output 'logits', model provides TYPE_FP32"),
+        (swapped("dims: [ 28, 28 ]", "dims: [ 28, 29 ]"),
+         "tensor 'pixels': the model expects 3 dimensions (shape [-1, 28, 28]) but the model "
+         "configuration specifies 3 dimensions (shape [-1, 28, 29])"),
+        (swapped("dims: [ 28, 28 ]", "dims: [ 784 ]"), "specifies 2 dimensions (shape [-1, 784])"),
+        (swapped("dims: [ 10 ]", "dims: [ -1 ]"), "'logits': the model expects 2 dimensions"),
+        (added('input [ { name: "mask" data_type: TYPE_UINT8 dims: [ 28, 28 ] } ]'),
+         "configuration expects 2 inputs, model provides 1"),
+        (parameter("execution_mode", "2"), "execution_mode are 0 or 1 but got 2"),
+        (parameter("inter_op_thread_count", "two"), "'two' to integral number"),
+        (parameter("enable_mem_arena", "maybe"), "'maybe' to boolean value"),
+        (added('default_model_filename: "network.onnx"'), "unable to find"),
+    ],
+    ids=["input name", "output name", "input dtype", "output dtype", "dims", "rank", "wildcard",
+         "inputs", "execution mode", "integer", "boolean", "file"],
+)  # fmt: skip
+def test_onnxruntime_refuses_at_load(
+    own: Path, server: Server, change: Change, message: str
+) -> None:
+    refused(server, variant(own, "fashion_mnist", change), message)
+
+
+def test_onnxruntime_needs_a_dynamic_batch(own: Path, server: Server, artifacts: Path) -> None:
+    """max_batch_size > 0 with a model whose batch is fixed."""
+    model = onnx.load(artifacts / "fashion_mnist.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    data = model.SerializeToString()
+    name = variant(own, "fashion_mnist", lambda text: text, data)
+    refused(server, name, "for the model to support batching the shape should have at least 1")
+
+
+def test_onnxruntime_may_serve_some_outputs_in_any_order(
+    own: Path, server: Server, pixels: np.ndarray
+) -> None:
+    """As the C++ backend: a config may leave outputs out. And unknown parameters are ignored."""
+
+    def change(text: str) -> str:
+        return re.sub(r'  \{ name: "logits".*\n', "", text)
+
+    name = variant(own, "fashion_mnist", lambda t: parameter("INTRA_OP", "x")(change(t)))
+    with Client(server.http) as client:
+        client.load(name)
+        assert list(client.infer(name, {"pixels": pixels[:2]})) == ["probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (added('input [ { name: "mask" data_type: TYPE_UINT8 dims: [ 28, 28 ] } ]'),
+         "configuration expects 2 inputs, model provides 1"),
+        (swapped("TYPE_FP32", "TYPE_FP64"), None),
+        (swapped("TYPE_FP32", "TYPE_UINT16"),
+         "unsupported datatype TYPE_UINT16 for output 'logits'"),
+        (parameter("INTRA_OP_THREAD_COUNT", "all"), "'all' to integral number"),
+        (swapped('"INFERENCE_MODE" value { string_value: "true" }',
+                 '"INFERENCE_MODE" value { string_value: "yes" }'), "'yes' to boolean value"),
+        (added('default_model_filename: "network.pt"'), "unable to find"),
+    ],
+    ids=["inputs", "dtype", "unsupported", "integer", "boolean", "file"],
+)  # fmt: skip
+def test_pytorch_refuses_at_load(
+    own: Path, server: Server, change: Change, message: str | None
+) -> None:
+    """TorchScript doesn't tell dtypes and outputs: those are noticed only when it runs."""
+    name = variant(own, "fashion_mnist_torchscript", change)
+    if message:
+        refused(server, name, message)
+        return
+    with Client(server.http) as client:
+        client.load(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swapped("TYPE_FP32", "TYPE_FP64"),
+         "configuration expects datatype TYPE_FP64 for output 'logits', model provides TYPE_FP32"),
+        (output("third"), "The output third in the model configuration refers to an output index"),
+        (swapped("dims: [ 28, 28 ]", "dims: [ 5, 28, 28 ]"), "PyTorch execute failure"),
+    ],
+    ids=["output dtype", "outputs", "shape"],
+)  # fmt: skip
+def test_pytorch_refuses_when_it_runs(
+    own: Path, server: Server, change: Change, message: str
+) -> None:
+    name = variant(own, "fashion_mnist_torchscript", change)
+    shape = (1, 5, 28, 28) if "5" in message or "execute" in message else (1, 28, 28)
+    with Client(server.http) as client:
+        client.load(name)
+        with pytest.raises(ServerError, match=re.escape(message)):
+            client.infer(name, {"pixels": np.zeros(shape, np.uint8)})
+
+
+class Difference(torch.nn.Module):
+    def forward(self, minuend: torch.Tensor, subtrahend: torch.Tensor) -> list[torch.Tensor]:
+        return minuend - subtrahend, minuend + subtrahend  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "swaps_inputs", "swaps_outputs"),
+    [
+        (("subtrahend", "minuend"), ("difference", "sum"), False, False),  # names of arguments
+        (("a__1", "b__0"), ("difference", "sum"), True, False),  # <name>__<index>
+        (("a", "b"), ("difference", "sum"), False, False),  # else the config's order
+        (("a", "b"), ("sum__1", "difference__0"), False, False),
+        (("a__1", "b"), ("sum__0", "difference__x"), False, True),  # one of another form: order
+    ],
+)
+def test_pytorch_naming_conventions(
+    own: Path, server: Server, inputs: tuple[str, str], outputs: tuple[str, str],
+    swaps_inputs: bool, swaps_outputs: bool,
+) -> None:  # fmt: skip
+    folder = own / f"variant_{len(list(own.glob('variant_*')))}"
+    (folder / "1").mkdir(parents=True)
+    example = (torch.zeros(1, 2), torch.zeros(1, 2))
+    with ignore_deprecations():
+        torch.jit.trace(Difference(), example).save(folder / "1" / "model.pt")
+    tensors = "".join(
+        f'{kind} [ {{ name: "{name}" data_type: TYPE_FP32 dims: [ 2 ] }} ]\n'
+        for kind, names in (("input", inputs), ("output", outputs))
+        for name in names
+    )
+    (folder / "config.pbtxt").write_text(
+        f'name: "{folder.name}" backend: "pytorch" max_batch_size: 4\n{tensors}'
+    )
+    first, second = np.float32([[5, 7]]), np.float32([[1, 2]])
+    minuend, subtrahend = (second, first) if swaps_inputs else (first, second)
+    if inputs[0] == "subtrahend":
+        minuend, subtrahend = second, first
+    with Client(server.http) as client:
+        client.load(folder.name)
+        found = client.infer(folder.name, {inputs[0]: first, inputs[1]: second})
+    expected = {"difference": minuend - subtrahend, "sum": minuend + subtrahend}
+    for name, array in found.items():
+        kind = name.split("__")[0]
+        if swaps_outputs:
+            kind = {"sum": "difference", "difference": "sum"}[kind]
+        np.testing.assert_array_equal(array, expected[kind], err_msg=name)
+
+
+def test_without_batching_each_request_runs_alone(
+    own: Path, server: Server, artifacts: Path
+) -> None:
+    """max_batch_size: 0; the config's dims are then the whole shape."""
+
+    def change(text: str) -> str:
+        text = text.replace("max_batch_size: 64", "max_batch_size: 0")
+        text = text.replace("dims: [ 28, 28 ]", "dims: [ -1, 28, 28 ]")
+        text = text.replace("dims: [ 10 ]", "dims: [ -1, 10 ]")
+        return re.sub(r"dynamic_batching \{[^}]*\}", "", text)
+
+    name = variant(own, "fashion_mnist", change)
+    with Client(server.http) as client:
+        client.load(name)
+        assert client.infer(name, {"pixels": np.zeros((5, 28, 28), np.uint8)})["logits"].shape == (
+            5,
+            10,
+        )
+
+
+def refused(server: Server, name: str, message: str) -> None:
+    with Client(server.http) as client, pytest.raises(ServerError, match=re.escape(message)):
+        client.load(name)
