@@ -1,4 +1,4 @@
-"""The main job in one go: export the shipped weights, prove the exports equal, use them.
+"""The main job in one go: export the shipped weights, prove the exports equal, serve and use them.
 
 python scripts/demo.py    # or `make demo`, which makes the environment first
 """
@@ -16,13 +16,15 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.artifact import atomic_path
-from nin.cli import image_count, parser, run, short, table
+from nin.artifact import atomic_path, write_atomically
+from nin.cli import image_count, parser, run, short
 from nin.contract import FASHION_MNIST, LABELS
 from nin.data import load
 from nin.errors import CheckError, InputError
-from nin.paths import ARTIFACTS, ROOT, WEIGHTS
+from nin.images import encode_png
+from nin.paths import ARTIFACTS, DATA, ROOT, WEIGHTS
 from nin.runtimes import open_runtime
+from nin.triton.server import PORTS, RELEASE, find_tritonserver, serve
 
 PICTURE = "demo.png"
 
@@ -30,26 +32,37 @@ PICTURE = "demo.png"
 def main() -> None:
     options = parser(__doc__)
     options.add_argument(
-        "--images", type=image_count, default=1000, help="test images for the parity gate"
+        "--images", type=image_count, default=256, help="test images for the parity gate"
     )
     options.add_argument("--output", type=Path, default=ARTIFACTS, help="folder to write to")
     args = options.parse_args()
     output = args.output.resolve()
     os.chdir(ROOT)  # where the commands that it shows are typed
     start = time.perf_counter()
-    with step("1/4 Export the trained network to ONNX"):
+    with step("1/5 Export the trained network to ONNX"):
         script("export/to_onnx.py", "--output", short(output))
-    with step("2/4 Export it to TorchScript"):
+    with step("2/5 Export it to TorchScript"):
         script("export/to_torchscript.py", "--output", short(output))
-    with step("3/4 The parity gate: does every runtime answer like the trained network?"):
+    with step("3/5 The parity gate: does every runtime, and the server, answer like the network?"):
         script(
             "export/verify.py",
             *("--images", str(args.images or "all")),
             *("--artifacts", short(output)),
             *("--report", short(output / "parity")),
         )
-    with step("4/4 Classify real test images with onnxruntime"):
-        classify(output)
+    pixels, labels = load("test")
+    firsts = [int(np.flatnonzero(labels == label)[0]) for label in range(len(LABELS))]
+    with step("4/5 Serve them with Triton, and ask it over HTTP and gRPC"):
+        try:
+            find_tritonserver()
+        except InputError as error:
+            print(f"left out: {error}")
+        else:
+            ask_server(output, pixels, firsts)
+    with step("5/5 Draw the first test image of every class with its prediction"):
+        runtime = open_runtime("onnxruntime", FASHION_MNIST, artifacts=output, weights=WEIGHTS)
+        probabilities = runtime(pixels[firsts])["probabilities"]
+        draw(pixels[firsts], labels[firsts], probabilities, output / PICTURE)
     print(f"\nDone in {time.perf_counter() - start:.0f} s. Look at {short(output / PICTURE)}")
 
 
@@ -70,18 +83,21 @@ def script(path: str, *options: str) -> None:
         raise failure(f"{path} ended with exit code {code}")
 
 
-def classify(artifacts: Path) -> None:
-    """Shows the first test image of every class, as a table and as a picture."""
-    pixels, labels = load("test")
-    indices = [int(np.flatnonzero(labels == label)[0]) for label in range(len(LABELS))]
-    runtime = open_runtime("onnxruntime", FASHION_MNIST, artifacts=artifacts, weights=WEIGHTS)
-    probabilities = runtime(pixels[indices])["probabilities"]
-    rows = [
-        (str(index), LABELS[labels[index]], LABELS[p.argmax()], f"{p.max():.3f}")
-        for index, p in zip(indices, probabilities, strict=True)
-    ]
-    print(table(("image", "label", "prediction", "probability"), rows))
-    draw(pixels[indices], labels[indices], probabilities, artifacts / PICTURE)
+def ask_server(output: Path, pixels: NDArray[np.uint8], indices: list[int]) -> None:
+    """Publishes the exports, serves them, and classifies PNG files and an IDX file."""
+    repository, images = output / "model_repository", output / "images"
+    options = ("--artifacts", short(output), "--repository", short(repository), "--keep", "2")
+    script("export/to_triton.py", *options)
+    files = [images / f"test-{index}.png" for index in indices]
+    for index, file in zip(indices, files, strict=True):
+        write_atomically(file, encode_png(pixels[index]))
+    idx = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
+    with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server:
+        print(f"Triton {RELEASE} is ready on {server.http} (HTTP) and {server.grpc} (gRPC)")
+        script("scripts/classify.py", *map(short, files), "--url", server.http)
+        grpc = ("--protocol", "grpc", "--url", server.grpc)
+        script("scripts/classify.py", short(idx), "--limit", "3", "--top", "3", *grpc)
+    print("The server has stopped.")
 
 
 def draw(

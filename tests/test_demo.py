@@ -6,13 +6,22 @@ from pathlib import Path
 from nin.paths import ROOT
 
 
-def test_exports_proves_and_shows(tmp_path: Path) -> None:
+def test_exports_proves_serves_and_shows(embedded: None, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/demo.py"), "--images", "16"]
     shown = subprocess.run(
         [*command, "--output", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
     )
     assert (shown.returncode, shown.stderr) == (0, "")
-    for text in ("==> 4/4", "The gate is open", "| Ankle boot  | Ankle boot  |", "Done in"):
+    for text in (
+        "The gate is open",
+        "| fashion_mnist_image | triton-grpc ensemble    | pass ",
+        "version 1 of nin_onnx, nin_torchscript",
+        "test-19.png | T-shirt/top |",
+        "t10k-images-idx3-ubyte.gz[1] | Pullover   | ",
+        "The server has stopped.",
+        "==> 5/5",
+        "Done in",
+    ):
         assert text in shown.stdout
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "parity.md").is_file()
@@ -24,4 +33,4 @@ def test_ends_where_a_step_fails(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert shown.returncode == 2
     assert "error: export/to_onnx.py ended with exit code 2" in shown.stderr
-    assert "2/4" not in shown.stdout
+    assert "2/5" not in shown.stdout

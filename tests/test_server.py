@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import shutil
@@ -163,6 +164,25 @@ def test_a_server_that_polls_follows_the_files(own: Path, artifacts: Path) -> No
         while client.metadata("fashion_mnist")["versions"] != ["1", "2"]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_cache_and_trace_switch_on_as_documented(
+    embedded: None, repository: Path, pixels: Pixels, tmp_path: Path
+) -> None:
+    """docs/serving.md: a cached answer is the same, a trace tells where a request was when."""
+    trace = tmp_path / "trace.json"
+    page = (ROOT / "docs" / "serving.md").read_text()
+    extra = re.findall(r"--(?:cache|trace)-config=\S+", page)
+    assert len(extra) == 5
+    extra = [option.replace("$PWD/trace.json", str(trace)) for option in extra]
+    with serve(repository, ports=FREE, extra=extra) as server, Client(server.http) as client:
+        first, second = (client.infer("fashion_mnist", {"pixels": pixels[:2]}) for _ in range(2))
+        hits = client.statistics("fashion_mnist")["inference_stats"]["cache_hit"]["count"]
+    assert hits == 1
+    np.testing.assert_array_equal(first["logits"], second["logits"])
+    events = json.loads(trace.read_text())
+    names = {stamp["name"] for event in events for stamp in event.get("timestamps", [])}
+    assert {"HTTP_RECV_START", "QUEUE_START", "COMPUTE_START", "REQUEST_END"} <= names
 
 
 # --- scripts/serve.py ---

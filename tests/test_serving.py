@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from nin.checkpoint import Checkpoint
 from nin.client import URLS, Client, Protocol
@@ -64,6 +65,13 @@ def get(address: str, path: str) -> tuple[int, bytes]:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
+
+
+def status_of(error: BaseException) -> str:
+    """What the protocol itself said."""
+    cause = error.__cause__
+    assert isinstance(cause, InferenceServerException)
+    return str(cause.status())
 
 
 def png(*images: Pixels) -> NDArray[Any]:
@@ -235,8 +243,9 @@ def gif() -> bytes:
 def test_bytes_that_are_no_image_are_refused(
     server: Server, protocol: Protocol, model: str, data: bytes, message: str
 ) -> None:
-    with connect(server, protocol) as client, pytest.raises(ServerError, match=message):
+    with connect(server, protocol) as client, pytest.raises(ServerError, match=message) as raised:
         client.infer(model, {"encoded_image": encoded([data])})
+    assert status_of(raised.value) in ("400", "StatusCode.INVALID_ARGUMENT")
 
 
 def test_one_bad_file_fails_its_own_request_only(server: Server, pixels: Pixels) -> None:
@@ -284,8 +293,13 @@ def test_wrong_requests_are_refused_with_the_reason(
     server: Server, protocol: Protocol, model: str, name: str, array: NDArray[Any], version: str,
     message: str,
 ) -> None:  # fmt: skip
-    with connect(server, protocol) as client, pytest.raises(ServerError, match=message):
+    with connect(server, protocol) as client, pytest.raises(ServerError, match=message) as raised:
         client.infer(model, {name: array}, version=version)
+    unknown = "unknown model" in str(raised.value)
+    expected = (
+        ("404", "StatusCode.NOT_FOUND") if unknown else ("400", "StatusCode.INVALID_ARGUMENT")
+    )
+    assert status_of(raised.value) in expected
 
 
 def post(server: Server, body: bytes, *, header: int | None = None) -> tuple[int, str]:

@@ -36,7 +36,8 @@ def _respond(request):
     try:
         pixels = np.stack([_decode(data, index) for index, data in enumerate(files)])
     except ValueError as error:
-        return utils.InferenceResponse(error=utils.TritonError(str(error)))
+        failure = utils.TritonError(str(error), utils.TritonError.INVALID_ARG)
+        return utils.InferenceResponse(error=failure)
     return utils.InferenceResponse([utils.Tensor("pixels", pixels)])
 
 

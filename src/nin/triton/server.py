@@ -209,6 +209,7 @@ def _command(
         str(find_tritonserver(triton)),
         f"--model-repository={repository.resolve()}",
         f"--backend-directory={_lay_backends(triton, folder)}",
+        f"--cache-directory={triton / 'pytriton' / 'tritonserver' / 'caches'}",
         "--disable-auto-complete-config",
         f"--model-control-mode={control_mode}",
         *mode.get(control_mode, []),
