@@ -160,7 +160,7 @@ def last_line(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 def measure(args: argparse.Namespace, device: str, command: Command, server: Server) -> list[Round]:
-    """All rounds. Both sides of a point are next to each other, so that noise hits both."""
+    """All rounds, each with the whole plan."""
     pixels = load("test")[0][:IMAGES]
     todo = plan(args.concurrency)
     rounds: list[Round] = [{} for _ in range(args.rounds)]
@@ -186,12 +186,15 @@ def measure(args: argparse.Namespace, device: str, command: Command, server: Ser
 
 
 def plan(concurrencies: Sequence[int]) -> list[tuple[Point, str]]:
-    """The measurements of a round, in their order."""
-    numbers = list(dict.fromkeys(concurrencies))
-    points = [*(Point(PIXELS, 1, n) for n in numbers), Point(PIXELS, BATCH, 1)]
-    floats = [Point(FLOATS, 1, n) for n in numbers if n in (DELAY_AT, RATIO_AT)]
-    both = [(point, side) for point in points for side in (IN_PROCESS, SERVED)]
-    return both + [(point, SERVED) for point in floats]
+    """The measurements of a round, in their order: what is compared is next to each other."""
+    todo = []
+    for number in dict.fromkeys(concurrencies):
+        point = Point(PIXELS, 1, number)
+        todo += [(point, IN_PROCESS), (point, SERVED)]
+        if number in (DELAY_AT, RATIO_AT):
+            todo += [(point._replace(model=FLOATS), SERVED)]
+    big = Point(PIXELS, BATCH, 1)
+    return [*todo, (big, IN_PROCESS), (big, SERVED)]
 
 
 def write_input(model: str, pixels: NDArray[np.uint8], folder: Path) -> Path:
@@ -334,6 +337,17 @@ def middle(rounds: Sequence[Round]) -> Round:
     }
 
 
+def typical(rounds: Sequence[Round], point: Point) -> dict[str, float]:
+    """A served request's mean time in ms by stage: of the round in which it is the median.
+
+    Medians of the stages wouldn't add up: the batcher trades one for another.
+    """
+    measured = sorted((r[point, SERVED] for r in rounds), key=lambda m: m["mean_ms"])
+    found = measured[(len(measured) - 1) // 2]
+    inside = {stage: found[f"{stage}_ms"] for stage in STAGES}
+    return {**inside, "elsewhere": found["mean_ms"] - sum(inside.values())}
+
+
 def describe(facts: dict[str, str], rounds: Sequence[Round]) -> str:
     """The Markdown page."""
     return f"""# Serving against in-process
@@ -346,7 +360,7 @@ Python {facts["python"]}. The load generator runs on the same cores as the serve
 $ {facts["command"]}
 ```
 
-Rounds: {len(rounds)}; all numbers are medians over them. In a round, both sides of a point are \
+Rounds: {len(rounds)}; all numbers are medians over them. In a round, what is compared is \
 measured one after the other; a ratio is the median of the rounds' ratios, its range in brackets.
 
 ## The aims
@@ -364,9 +378,10 @@ requests in flight.
 
 ## Where a served request spends its time
 
-Means in ms, by the server's statistics API. Compute includes the way to the model's process and \
-back. Elsewhere is what the client waits beyond that: transport and the load generator. The \
-executed batch is what the dynamic batcher made of the requests.
+Means in ms, by the server's statistics API, of the round with the median mean, so that they add \
+up. Compute includes the way to the model's process and back. Elsewhere is what the client waits \
+beyond the server's account: transport and the load generator. The executed batch is what the \
+dynamic batcher made of the requests.
 
 {stages_table(rounds)}
 
@@ -379,10 +394,12 @@ The classifier takes pixels as they are, the network of the book 224x224 floats.
 
 
 def compare(
-    rounds: Sequence[Round], point: Point, name: str, how: Callable[[float, float], float]
-) -> list[float]:
-    """Each round's served number against its in-process number, in ascending order."""
-    return sorted(how(r[point, SERVED][name], r[point, IN_PROCESS][name]) for r in rounds)
+    rounds: Sequence[Round], point: Point, name: str, how: Callable[[float, float], float],
+    other: tuple[Point, str] | None = None,
+) -> list[float]:  # fmt: skip
+    """Each round's served number against its in-process (or other) one, in ascending order."""
+    other = other or (point, IN_PROCESS)
+    return sorted(how(r[point, SERVED][name], r[other][name]) for r in rounds)
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -412,23 +429,18 @@ def speed_table(rounds: Sequence[Round]) -> str:
     return table(header, rows)
 
 
-def parts(measured: Measured) -> dict[str, float]:
-    """A request's mean time as its client sees it, in ms."""
-    inside = {stage: measured[f"{stage}_ms"] for stage in STAGES}
-    # the two clocks don't see exactly the same requests
-    return {**inside, "elsewhere": max(0.0, measured["mean_ms"] - sum(inside.values()))}
-
-
 def stages_table(rounds: Sequence[Round]) -> str:
-    rows = [
-        (
-            point.model, str(point.batch), str(point.concurrency), f"{measured['mean_ms']:.2f}",
-            *(f"{ms:.2f}" for ms in parts(measured).values()),
-            f"{measured['executed_batch']:.1f}",
-        )
-        for (point, side), measured in middle(rounds).items()
-        if side == SERVED
-    ]  # fmt: skip
+    found = middle(rounds)
+    rows = []
+    for point in sorted(point for point, side in found if side == SERVED):
+        times = typical(rounds, point)
+        rows.append(
+            (
+                point.model, str(point.batch), str(point.concurrency),
+                f"{sum(times.values()):.2f}", *(f"{ms:.2f}" for ms in times.values()),
+                f"{found[point, SERVED]['executed_batch']:.1f}",
+            )
+        )  # fmt: skip
     header = ("model", "batch", "concurrency", "mean", "queue", "compute input", "compute infer",
               "compute output", "elsewhere", "executed batch")  # fmt: skip
     return table(header, rows)
@@ -445,7 +457,7 @@ def aims(rounds: Sequence[Round]) -> str:
         verdict = "met" if lacking <= 0 else f"missed by {lacking:.1f} percentage points"
         lines += [
             f"- Throughput at concurrency {RATIO_AT}, at least {RATIO:.0%} of in-process: "
-            f"**{verdict}**, {spread(ratios, '.1%')}. {cost(found, many)} {best(found, many)}"
+            f"**{verdict}**, {spread(ratios, '.1%')}. {cost(rounds, many)} {best(found, many)}"
         ]
     if (one, SERVED) in found:
         delays = compare(rounds, one, "p50_ms", sub)
@@ -453,22 +465,22 @@ def aims(rounds: Sequence[Round]) -> str:
         verdict = "met" if excess <= 0 else f"missed by {excess:.2f} ms"
         lines += [
             f"- p50 at concurrency {DELAY_AT}, at most {DELAY_MS:g} ms above in-process: "
-            f"**{verdict}**, {spread(delays, '+.2f')} ms. {cost(found, one)}"
+            f"**{verdict}**, {spread(delays, '+.2f')} ms. {cost(rounds, one)}"
         ]
     return "\n".join(lines) or f"Not measured: they are for concurrency {DELAY_AT} and {RATIO_AT}."
 
 
-def cost(found: Round, point: Point) -> str:
+def cost(rounds: Sequence[Round], point: Point) -> str:
     """Where the time goes: of a request, and of the one model that all requests wait for."""
+    found, times = middle(rounds), typical(rounds, point)
     measured, alone = found[point, SERVED], found[point, IN_PROCESS]
-    times = parts(measured)
     total = sum(times.values())
     compute = sum(times[stage] for stage in STAGES[1:])
     each, busy = 1000 / measured["images_per_s"], measured["busy_ms_per_image"]
     return (
         f"A request's {total:.1f} ms are {times['queue'] / total:.1%} queue, "
         f"{compute / total:.1%} compute, {times['elsewhere'] / total:.1%} elsewhere. "
-        f"The server takes {each:.2f} ms an image: {busy:.2f} compute, {max(0.0, each - busy):.2f} "
+        f"The server takes {each:.2f} ms an image: {busy:.2f} compute, {each - busy:.2f} "
         f"between two batches; in-process takes {1000 / alone['images_per_s']:.2f} ms."
     )
 
@@ -486,21 +498,26 @@ def best(found: Round, point: Point) -> str:
 
 def floats_table(rounds: Sequence[Round]) -> str:
     found = middle(rounds)
+    points = [point for point, _ in found if point.model == PIXELS and point.batch == 1]
+    points = [p for p in dict.fromkeys(points) if (p._replace(model=FLOATS), SERVED) in found]
     rows = []
-    for point in (point for point, _ in found if point.model == FLOATS):
-        for name in (PIXELS, FLOATS):
+    for point in points:
+        floats = point._replace(model=FLOATS), SERVED
+        ratios = compare(rounds, point, "images_per_s", truediv, floats)
+        for name, ratio in ((PIXELS, spread(ratios, ".2f")), (FLOATS, "1")):
             measured = found[point._replace(model=name), SERVED]
+            times = typical(rounds, point._replace(model=name))
             tensor, body = request_bytes(name)
             rows.append(
                 (
                     f"{name}, {GRAPHS[name].input.name}", f"{tensor:,}", f"{body:,}",
-                    str(point.concurrency), f"{measured['images_per_s']:.1f}",
-                    f"{measured['p50_ms']:.2f}", f"{measured['compute_input_ms']:.2f}",
-                    f"{parts(measured)['elsewhere']:.2f}",
+                    str(point.concurrency), f"{measured['images_per_s']:.1f}", ratio,
+                    f"{measured['p50_ms']:.2f}", f"{times['compute_input']:.2f}",
+                    f"{times['elsewhere']:.2f}",
                 )
             )  # fmt: skip
     header = ("model, input", "tensor bytes", "HTTP body bytes", "concurrency", "requests/s",
-              "p50 ms", "compute input ms", "elsewhere ms")  # fmt: skip
+              "ratio", "p50 ms", "compute input ms", "elsewhere ms")  # fmt: skip
     return table(header, rows) if rows else "Not measured."
 
 

@@ -91,8 +91,9 @@ def test_the_gate_is_open_through_the_server(
 ) -> None:  # fmt: skip
     address = getattr(server, SERVER_RUNTIMES[name])
     runtime = TritonRuntime(address, model, name, checkpoint.sha256)
+    few = reference.first(16)
     row = check_parity(
-        name, runtime, model.graph, reference, labels[:64], weights_sha256=checkpoint.sha256
+        name, runtime, model.graph, few, labels[:16], weights_sha256=checkpoint.sha256
     )
     assert row.failures == []
 

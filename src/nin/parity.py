@@ -24,7 +24,7 @@ from nin.runtimes import Runtime
 _PROBES = 4
 
 # So many calls are made, by so many threads at once.
-_CALLS = 20
+_CALLS = 10
 _THREADS = 8
 
 
@@ -251,7 +251,7 @@ def table_rows(rows: list[Row]) -> list[tuple[str, ...]]:
             row.runtime,
             "pass" if row.passed else "FAIL",
             number(row.max_error.get("logits")),
-            number(row.budget["logits"]),
+            number(row.budget.get("logits")),
             number(row.mean_error.get("logits")),
             str(row.flips),
             f"{row.accuracy:.4f}",
