@@ -216,7 +216,6 @@ def travels(path: str) -> bool:
         ("model_repository/fashion_mnist/2/model.onnx", True),
         ("model_repository/fashion_mnist_image/1/.gitkeep", True),
         ("model_repository/fashion_mnist/.2.tmp/model.onnx", False),
-        ("model_repository/fashion_mnist/.2.tmp/model.onnx", False),
         ("model_repository/decode_image/1/__pycache__/model.pyc", False),
         ("deploy/compose.yaml", False),
         ("weights/nin.safetensors", False),
