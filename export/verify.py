@@ -106,6 +106,8 @@ def main() -> None:
     rows = [check(name, graph, runtime) for name, graph, runtime in runtimes]
     if set(args.runtimes) & set(SERVER_RUNTIMES):
         rows += check_servers(args, check)
+    if not rows:
+        raise InputError(f"nothing to check: none of the runtimes named runs {args.graph}")
     print(table(HEADER, table_rows(rows)))
     write_report(args, rows, checkpoint.sha256)
     failures = [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]

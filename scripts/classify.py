@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from nin.cli import parser, positive, run, table
+from nin.cli import natural, parser, positive, run, table
 from nin.client import RETRIES, TIMEOUT_S, URLS, Client, Prediction, split
 from nin.contract import FASHION_MNIST, FASHION_MNIST_IMAGE, LABELS
 from nin.data import is_idx, read_idx
@@ -72,7 +72,10 @@ def parse_args() -> argparse.Namespace:
         "--timeout", type=seconds, default=TIMEOUT_S, help="seconds to wait for each answer"
     )
     options.add_argument(
-        "--retries", type=int, default=RETRIES, help="when the connection fails; errors are final"
+        "--retries",
+        type=natural,
+        default=RETRIES,
+        help="when the connection fails; errors are final",
     )
     options.add_argument(
         "--shared-memory", action="store_true", help="pass pixels so; a server on this machine only"

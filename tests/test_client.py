@@ -278,6 +278,16 @@ def test_the_other_model_and_shared_memory(script: Script, server: Server) -> No
     assert "Pullover" in ended.out
 
 
+def test_an_idx_file_without_images_is_a_table_without_rows(
+    script: Script, server: Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "empty.idx"
+    path.write_bytes(idx(2051, 0, 28, 28, size=0))
+    ended = script(CLASSIFY, path, "--url", server.http)
+    assert (ended.code, ended.err) == (0, "")
+    assert len(ended.out.splitlines()) == 2
+
+
 def idx(*header: int, size: int = 784) -> bytes:
     return np.array(header, ">u4").tobytes() + bytes(size)
 
@@ -315,6 +325,7 @@ def test_bad_files(
     [
         (("--top", 0), "0 is not a whole number from 1 on"),
         (("--top", 11), "11 is more than the 10 classes"),
+        (("--retries", -1), "-1 is not a whole number from 0 on"),
         (("--timeout", "nan"), "nan is not a time in seconds"),
         (("--protocol", "smtp"), "invalid choice: 'smtp'"),
         (("--url", "there"), "isn't a server's address"),

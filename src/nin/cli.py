@@ -68,6 +68,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """An option's value as a whole number from 0 on."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return int(text)
+
+
 def short(path: Path) -> str:
     """A path as a person would type it: relative where it lies below the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -77,7 +84,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well on a terminal and is Markdown too; numbers stand to the right."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    right = [any(c.isdigit() for c in column[1][:2]) for column in columns] if rows else []
+    right = [any(c.isdigit() for c in "".join(column[1:2])[:2]) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         padded = (

@@ -4,6 +4,7 @@ A version is staged in a hidden folder inside its model's own (a hidden folder b
 would be taken for a model), proven there, and renamed. Triton serves a model's newest version.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -144,11 +145,15 @@ def _make_repository(repository: Path) -> None:
         raise InputError(f"{repository} is a file; give a folder as --repository")
     if not repository.exists():
         make_folder(repository.parent)
-        temporary = repository.with_name(f".{repository.name}.tmp")
-        with locked(repository.parent):
-            if not repository.exists():
-                shutil.copytree(MODEL_REPOSITORY, temporary, ignore=_ignore_generated)
-                temporary.rename(repository)
+        temporary = repository.with_name(f".{repository.name}.{os.getpid()}.tmp")
+        try:
+            shutil.copytree(MODEL_REPOSITORY, temporary, ignore=_ignore_generated)
+            temporary.rename(repository)
+        except OSError:
+            if not repository.is_dir():  # else another publisher was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     missing = [m.name for m in MODELS if not (repository / m.name / "config.pbtxt").is_file()]
     if missing:
         raise InputError(
