@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
         "--retries",
         type=natural,
         default=RETRIES,
-        help="when the connection fails; errors are final",
+        help="after a failed connection; errors are final",
     )
     options.add_argument(
         "--shared-memory", action="store_true", help="pass pixels so; a server on this machine only"
