@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         default="all",
         help="the graph to check; fashion_mnist_image exists only in the server",
     )
-    for protocol in ("http", "grpc"):
+    for protocol in SERVER_RUNTIMES.values():
         options.add_argument(
             f"--{protocol}-url",
             metavar="HOST:PORT",
@@ -79,7 +79,7 @@ def available_servers() -> tuple[str, ...]:
         find_tritonserver()
     except InputError:
         return ()
-    return SERVER_RUNTIMES
+    return tuple(SERVER_RUNTIMES)
 
 
 def main() -> None:
@@ -126,10 +126,13 @@ def check_servers(
     try:
         with servers(args) as (urls, weights_sha256):
             return [
-                check(f"{name} {model.backend}", model.graph, runtime)
+                check(
+                    f"{name} {model.backend}",
+                    model.graph,
+                    TritonRuntime(urls[name], model, name, weights_sha256),
+                )
                 for model in models
                 for name in names
-                for runtime in [TritonRuntime(urls[name], model, name, weights_sha256)]
             ]
     except CheckError as error:
         failures = [f"the artifacts can't be served: {error}"]
@@ -143,8 +146,8 @@ def check_servers(
 @contextmanager
 def servers(args: argparse.Namespace) -> Iterator[tuple[dict[str, str], str | None]]:
     """Address by name of a running server, or of one started on the artifacts; their weights."""
-    running = {"triton-http": args.http_url, "triton-grpc": args.grpc_url}
-    if args.http_url or args.grpc_url:
+    running = {name: getattr(args, f"{p}_url") for name, p in SERVER_RUNTIMES.items()}
+    if any(running.values()):
         missing = [n for n in args.runtimes if n in SERVER_RUNTIMES and not running[n]]
         if missing:
             raise InputError(f"no address for {', '.join(missing)}; give it, or name --runtimes")
@@ -152,7 +155,8 @@ def servers(args: argparse.Namespace) -> Iterator[tuple[dict[str, str], str | No
         return
     digests = {e.weights_sha256 for e in read_manifest(args.artifacts).values()}
     with serve_artifacts(args.artifacts) as server:
-        yield {"triton-http": server.http, "triton-grpc": server.grpc}, ", ".join(sorted(digests))
+        urls = {name: getattr(server, protocol) for name, protocol in SERVER_RUNTIMES.items()}
+        yield urls, ", ".join(sorted(digests))
 
 
 def write_report(args: argparse.Namespace, rows: list[Row], weights_sha256: str) -> None:

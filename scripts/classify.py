@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nin.cli import natural, parser, positive, run, table
 from nin.client import RETRIES, TIMEOUT_S, URLS, Client, Prediction, split
 from nin.contract import FASHION_MNIST, FASHION_MNIST_IMAGE, LABELS
-from nin.data import is_idx, read_idx
+from nin.data import is_idx, parse_idx
 from nin.errors import InputError, ServerError
 
 
@@ -94,7 +94,7 @@ def classify(client: Client, path: Path, args: argparse.Namespace) -> Iterator[C
             predictions = client.classify_files([data], top=args.top, model=model)
             yield Classified(str(path), predictions[0])
             return
-        pixels = read_idx(path)[: args.limit]
+        pixels = parse_idx(data, str(path))[: args.limit]
         model = args.model or FASHION_MNIST.name
         index = 0
         for batch in tqdm(split(pixels), path.name, disable=None, leave=False):

@@ -1,9 +1,11 @@
 """What the tests share: the shipped weights, the real test images, and the exports of both."""
 
+import hashlib
 import platform
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nin.artifact import read_manifest, write_manifest
 from nin.checkpoint import Checkpoint, load_checkpoint
 from nin.data import load
 from nin.errors import InputError
@@ -114,3 +117,12 @@ def server(embedded: None, repository: Path) -> Iterator[Server]:
     """The embedded Triton with all models, on free ports; it must outlive whatever is sent."""
     with serve(repository, ports=dict.fromkeys(PORTS, 0)) as running:
         yield running
+
+
+def vouch(folder: Path, name: str, data: bytes) -> None:
+    """Writes a file and makes the manifest agree with it."""
+    (folder / name).write_bytes(data)
+    entries = read_manifest(folder)
+    digest = hashlib.sha256(data).hexdigest()
+    entries[name] = replace(entries[name], sha256=digest, size=len(data))
+    write_manifest(folder, entries)

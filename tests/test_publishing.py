@@ -1,6 +1,5 @@
 """Publishing into a model repository: whole versions or nothing."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from nin.paths import ROOT
 from nin.runtimes.eager import graph_module
 from nin.torchscript_export import export_torchscript, read_torchscript_texts
 from nin.triton.repository import PUBLISHED, prune, publish, rollback, versions
-from tests.conftest import Script
+from tests.conftest import Script, vouch
 
 PUBLISH = "export/to_triton.py"
 
@@ -262,15 +261,6 @@ def mark(folder: Path, name: str, exporter: str) -> None:
     """Makes a version tell itself from others of the same artifacts."""
     entry = read_manifest(folder)[name]
     write_manifest(folder, {name: replace(entry, versions={"nin": exporter})})
-
-
-def vouch(folder: Path, name: str, data: bytes) -> None:
-    """Writes a file and makes the manifest agree with it."""
-    (folder / name).write_bytes(data)
-    entries = read_manifest(folder)
-    digest = hashlib.sha256(data).hexdigest()
-    entries[name] = replace(entries[name], sha256=digest, size=len(data))
-    write_manifest(folder, entries)
 
 
 def assert_untouched(repository: Path) -> None:

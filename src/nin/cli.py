@@ -61,18 +61,15 @@ def image_count(text: str) -> int | None:
     return int(text)
 
 
+def natural(text: str, least: int = 0) -> int:
+    """An option's value as a whole number from `least` on."""
+    if not (text.isascii() and text.isdecimal() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
+    return int(text)
+
+
 def positive(text: str) -> int:
-    """An option's value as a whole number from 1 on."""
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """An option's value as a whole number from 0 on."""
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
-    return int(text)
+    return natural(text, least=1)
 
 
 def short(path: Path) -> str:

@@ -73,12 +73,9 @@ class Client:
         self.url = _checked(URLS[protocol] if url is None else url)
         self._library = importlib.import_module(f"tritonclient.{protocol}")
         self._retries = retries
-        self._timeouts: dict[str, Any] = {}
-        if protocol == "grpc":
-            self._timeouts = {"client_timeout": timeout_s}
-            options: dict[str, Any] = {}
-        else:
-            options = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
+        options, self._timeouts = _timeouts(
+            protocol, ("connection_timeout", "network_timeout"), timeout_s
+        )
         self._client = self._library.InferenceServerClient(self.url, **options)
         self._region = _Region(self) if shared_memory else None
 
@@ -164,15 +161,12 @@ class Client:
         return found
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
-        for pause in _pauses(self._retries):
+        pauses = _pauses(self._retries)
+        while True:
             try:
                 return function(*args, **options)
             except Exception as error:
-                failure = _failure(error, self.url)
-                if pause is None or not isinstance(failure, UnreachableError):
-                    raise failure from error
-                time.sleep(pause)
-        raise AssertionError("the last pause is None")
+                time.sleep(_pause_after(error, self.url, pauses))
 
 
 class AsyncClient:
@@ -189,8 +183,7 @@ class AsyncClient:
         self.url = _checked(URLS[protocol] if url is None else url)
         self._library = importlib.import_module(f"tritonclient.{protocol}.aio")
         self._retries = retries
-        self._timeouts = {"client_timeout": timeout_s} if protocol == "grpc" else {}
-        options = {} if protocol == "grpc" else {"conn_timeout": timeout_s}
+        options, self._timeouts = _timeouts(protocol, ("conn_timeout",), timeout_s)
         self._client = self._library.InferenceServerClient(self.url, **options)
 
     async def classify(
@@ -240,15 +233,12 @@ class AsyncClient:
     ) -> _Read:  # fmt: skip
         request = _request(self._library, inputs, classes_of, top)
         options = {"model_version": version, **request, **self._timeouts}
-        for pause in _pauses(self._retries):
+        pauses = _pauses(self._retries)
+        while True:
             try:
                 return read(await self._client.infer(model, **options))
             except Exception as error:
-                failure = _failure(error, self.url)
-                if pause is None or not isinstance(failure, UnreachableError):
-                    raise failure from error
-                await asyncio.sleep(pause)
-        raise AssertionError("the last pause is None")
+                await asyncio.sleep(_pause_after(error, self.url, pauses))
 
 
 class _Region:
@@ -325,10 +315,27 @@ def _arrays(result: Any) -> Outputs:
     return {name: result.as_numpy(name) for name in names}
 
 
-def _pauses(retries: int) -> Iterator[float | None]:
-    """Seconds to wait after each failed try; None after the last."""
-    yield from itertools.islice((0.1 * 2**n for n in itertools.count()), retries)
-    yield None
+def _timeouts(
+    protocol: Protocol, of_connection: Sequence[str], timeout_s: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What tritonclient takes when it connects, and with each call: gRPC only there."""
+    if protocol == "grpc":
+        return {}, {"client_timeout": timeout_s}
+    return dict.fromkeys(of_connection, timeout_s), {}
+
+
+def _pauses(retries: int) -> Iterator[float]:
+    """Seconds to wait before each retry."""
+    return itertools.islice((0.1 * 2**n for n in itertools.count()), retries)
+
+
+def _pause_after(error: Exception, url: str, pauses: Iterator[float]) -> float:
+    """The next pause after a failed connection; raises every other failure, and the last."""
+    failure = _failure(error, url)
+    pause = next(pauses, None) if isinstance(failure, UnreachableError) else None
+    if pause is None:
+        raise failure from error
+    return pause
 
 
 def _failure(error: Exception, url: str) -> InputError:

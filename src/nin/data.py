@@ -19,6 +19,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 _IDX_IMAGES = b"\0\0\x08\x03"  # unsigned bytes, three dimensions
 _GZIP = b"\x1f\x8b"
+_BROKEN_GZIP = (OSError, EOFError, zlib.error)  # what gzip raises
 
 # SHA-256 of the decompressed content: the gzip files differ from one distributor to the next.
 SHA256 = {
@@ -54,23 +55,24 @@ def is_idx(data: bytes) -> bool:
     return data[:4] == _IDX_IMAGES or data[:2] == _GZIP
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The images (N, 28, 28) of any IDX file, plain or gzipped. Raises InputError if it isn't."""
-    content = path.read_bytes()
-    if content[:2] == _GZIP:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"can't decompress {path}: {error}") from error
+def parse_idx(data: bytes, name: str) -> NDArray[np.uint8]:
+    """The images (N, 28, 28) of any IDX file's bytes, plain or gzipped; `name` is for errors.
+
+    Raises InputError if they aren't one.
+    """
+    try:
+        content = gzip.decompress(data) if data[:2] == _GZIP else data
+    except _BROKEN_GZIP as error:
+        raise InputError(f"can't decompress {name}: {error}") from error
     header = np.frombuffer(content[:16].ljust(16, b"\0"), ">u4").tolist()
     if content[:4] != _IDX_IMAGES or header[2:] != [28, 28]:
         raise InputError(
-            f"{path} isn't an IDX file of 28x28 images: its header is {header}, "
+            f"{name} isn't an IDX file of 28x28 images: its header is {header}, "
             "expected [2051, count, 28, 28]"
         )
     if len(content) != 16 + header[1] * 784:
         raise InputError(
-            f"{path} promises {header[1]} images, {16 + header[1] * 784} bytes; "
+            f"{name} promises {header[1]} images, {16 + header[1] * 784} bytes; "
             f"it has {len(content)} bytes"
         )
     return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
@@ -107,7 +109,7 @@ def _read(name: str, data_dir: Path | None) -> bytes:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+    except _BROKEN_GZIP as error:
         raise InputError(f"can't read {path}: {error}; fetch the file again") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256[name]:

@@ -162,10 +162,8 @@ def check_sizes(
 ) -> Iterator[str]:
     """Rule 4, first half: every batch size gives the right values, the very first call too."""
     for indices, outputs in runs:
-        for name, found in outputs.items():
-            error = np.abs(found - reference.outputs[name][indices]).max()
-            if not error <= reference.budget[name]:
-                yield f"batches: {name} of a batch of {len(indices)} off by {error:.3g}"
+        for name, error in _beyond_budget(indices, outputs, reference):
+            yield f"batches: {name} of a batch of {len(indices)} off by {error:.3g}"
 
 
 def check_batches(runtime: Runtime, graph: Graph, reference: Reference) -> Iterator[str]:
@@ -210,14 +208,22 @@ def check_concurrency(runtime: Runtime, graph: Graph, reference: Reference) -> I
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for indices, outputs in zip(batches, pool.map(call, batches), strict=True):
-            for name, found in outputs.items():
-                error = np.abs(found - reference.outputs[name][indices]).max()
-                if not error <= reference.budget[name]:
-                    yield (
-                        f"batches: {name} of a batch of {len(indices)} off by {error:.3g} "
-                        "beside other calls"
-                    )
-                    return
+            for name, error in _beyond_budget(indices, outputs, reference):
+                yield (
+                    f"batches: {name} of a batch of {len(indices)} off by {error:.3g} "
+                    "beside other calls"
+                )
+                return
+
+
+def _beyond_budget(
+    indices: NDArray[np.intp], outputs: Outputs, reference: Reference
+) -> Iterator[tuple[str, float]]:
+    """The outputs of these images that are further off than allowed, each with its error."""
+    for name, found in outputs.items():
+        error = float(np.abs(found - reference.outputs[name][indices]).max())
+        if not error <= reference.budget[name]:  # so that NaN is reported too
+            yield name, error
 
 
 def _run(runtime: Runtime, graph: Graph, pixels: NDArray[np.uint8]) -> Outputs:

@@ -41,6 +41,7 @@ class OrtRuntime:
         self.contract = metadata.contract
         self.labels = metadata.labels
         self.weights_sha256 = metadata.weights_sha256
+        self.golden = metadata.golden
         self._input = graph.input.name
         self._names = [output.name for output in self._session.get_outputs()]
 

@@ -23,6 +23,7 @@ class TorchScriptRuntime:
         self.contract = metadata.contract
         self.labels = metadata.labels
         self.weights_sha256 = metadata.weights_sha256
+        self.golden = metadata.golden
         self._graph = graph
         self._device = device
 

@@ -7,7 +7,7 @@ would be taken for a model), proven there, and renamed. Triton serves a model's 
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from nin.artifact import (
     Entry,
-    Metadata,
     locked,
     make_folder,
     read_artifact,
@@ -27,21 +26,18 @@ from nin.artifact import (
 )
 from nin.contract import LABELS, MODELS, Model
 from nin.errors import CheckError, InputError
-from nin.onnx_export import read_onnx_texts
 from nin.paths import MODEL_REPOSITORY
-from nin.reference import Reference, Run, graph_input, replay
+from nin.reference import Reference, graph_input, replay
 from nin.runtimes.ort import OrtRuntime
 from nin.runtimes.torchscript import TorchScriptRuntime
-from nin.torchscript_export import read_torchscript_texts
 
 # The models whose versions are published; the others are code and belong to the repository.
 PUBLISHED = tuple(model for model in MODELS if model.format)
 
-_READ_TEXTS: dict[str | None, Callable[[bytes], dict[str, str]]] = {
-    ".onnx": read_onnx_texts,
-    ".pt": read_torchscript_texts,
+_OPEN: dict[str | None, type[OrtRuntime | TorchScriptRuntime]] = {
+    ".onnx": OrtRuntime,
+    ".pt": TorchScriptRuntime,
 }
-_OPEN: dict[str | None, Callable[..., Run]] = {".onnx": OrtRuntime, ".pt": TorchScriptRuntime}
 
 
 @dataclass(frozen=True)
@@ -83,12 +79,9 @@ def rollback(repository: Path) -> tuple[int, int]:
         InputError: there is no whole version to go back to; nothing is changed.
     """
     with _locked(repository):
-        found = versions(repository)
-        newest = max((v.number for v in found), default=0)
-        common = set.intersection(
-            *({v.number for v in found if v.model == model.name} for model in PUBLISHED)
-        )
-        before = max(common - {newest}, default=None)
+        numbers = _numbers(repository)
+        newest = max(set().union(*numbers.values()), default=0)
+        before = max(set.intersection(*map(set, numbers.values())) - {newest}, default=None)
         if before is None:
             raise InputError(
                 f"no older version of all models in {repository} to roll back to; "
@@ -102,36 +95,33 @@ def prune(repository: Path, keep: int) -> list[int]:
     """Removes all but the newest `keep` versions; returns the removed."""
     removed = set()
     with _locked(repository):
-        for model in PUBLISHED:
-            for version in [v for v in versions(repository) if v.model == model.name][keep:]:
-                folder = repository / model.name
+        for model, numbers in _numbers(repository).items():
+            for number in numbers[keep:]:
+                folder = repository / model
                 # under a hidden name first, so that a server never loads half a version
-                hidden = _staging(folder, version.number)
-                (folder / str(version.number)).rename(hidden)
+                hidden = _staging(folder, number)
+                (folder / str(number)).rename(hidden)
                 shutil.rmtree(hidden)
-                removed.add(version.number)
+                removed.add(number)
     return sorted(removed)
 
 
 def versions(repository: Path) -> list[Version]:
-    """All published versions, model by model, the newest first.
+    """All published versions, model by model, the newest first, every file read and checked.
 
     Raises InputError where there is no repository.
     """
-    _require(repository)
-    found = []
-    for model in PUBLISHED:
-        folder = repository / model.name
-        names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-        numbers = sorted((int(n) for n in names if re.fullmatch(r"[1-9]\d*", n)), reverse=True)
-        found += [_read(model, folder / str(number), number) for number in numbers]
-    return found
+    numbers = _numbers(repository)
+    return [
+        _read(model, repository / model.name / str(number), number)
+        for model in PUBLISHED
+        for number in numbers[model.name]
+    ]
 
 
 def require_published(repository: Path) -> None:
-    """Raises InputError unless every model has a version that a server can load."""
-    present = {version.model for version in versions(repository)}
-    missing = [model.name for model in PUBLISHED if model.name not in present]
+    """Raises InputError unless every model has a version."""
+    missing = [model for model, numbers in _numbers(repository).items() if not numbers]
     if missing:
         raise InputError(
             f"no published version of {', '.join(missing)} in {repository}; publish first: "
@@ -178,6 +168,18 @@ def _require(repository: Path) -> None:
         )
 
 
+def _numbers(repository: Path) -> dict[str, list[int]]:
+    """The versions that a server would find, by model, the newest first."""
+    _require(repository)
+    found = {}
+    for model in PUBLISHED:
+        folder = repository / model.name
+        names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        versions = (int(name) for name in names if re.fullmatch(r"[1-9]\d*", name))
+        found[model.name] = sorted(versions, reverse=True)
+    return found
+
+
 @contextmanager
 def _locked(repository: Path) -> Iterator[None]:
     """One publisher at a time; it sweeps up what a killed one, or its own failure, left."""
@@ -203,7 +205,7 @@ def _add(sources: dict[Model, tuple[Path, str]], repository: Path, version: int 
     Args:
         sources: for each model a folder with a manifest, and the name of its file there.
     """
-    newest = max((v.number for v in versions(repository)), default=0)
+    newest = max(set().union(*_numbers(repository).values()), default=0)
     number = newest + 1 if version is None else version
     if number <= newest:
         raise InputError(
@@ -224,9 +226,8 @@ def _add(sources: dict[Model, tuple[Path, str]], repository: Path, version: int 
 
 def _stage(model: Model, source: Path, name: str, repository: Path, number: int) -> Entry:
     """Copies one file to its hidden folder and proves the copy."""
-    entry = read_manifest(source).get(name)
     data = read_artifact(source, name)
-    assert entry is not None  # read_artifact has looked it up
+    entry = read_manifest(source)[name]
     folder = _staging(repository / model.name, number)
     folder.mkdir()
     (folder / model.filename).write_bytes(data)
@@ -242,17 +243,17 @@ def _stage(model: Model, source: Path, name: str, repository: Path, number: int)
 
 def _prove(model: Model, data: bytes) -> Reference:
     """Loads an artifact and replays its golden vectors. Raises CheckError if it is off."""
-    metadata = Metadata.from_texts(_READ_TEXTS[model.format](data))
-    if metadata.contract != model.graph.describe() or metadata.labels != LABELS:
+    runtime = _OPEN[model.format](data, model.graph)
+    if runtime.contract != model.graph.describe() or runtime.labels != LABELS:
         raise CheckError(
             f"{model.name} is not published: the artifact was exported under another contract; "
             "export it again"
         )
     try:
-        replay(_OPEN[model.format](data, model.graph), model.graph, metadata.golden)
+        replay(runtime, model.graph, runtime.golden)
     except CheckError as error:
         raise CheckError(f"{model.name} is not published: {error}") from error
-    return metadata.golden
+    return runtime.golden
 
 
 def _read(model: Model, folder: Path, number: int) -> Version:

@@ -15,7 +15,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +35,9 @@ BACKENDS = Path(__file__).parent / "backends"
 HOST = "127.0.0.1"
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 CONTROL_MODES = ("explicit", "none", "poll")
+
+_SERVER = TRITON / "pytriton" / "tritonserver"
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # Seconds that the server gives requests in flight when it stops, and we give the server.
 _EXIT_TIMEOUT_S = 10
@@ -69,7 +71,6 @@ def serve(
     threads: int | None = None,
     verbose: bool = False,
     extra: Sequence[str] = (),
-    triton: Path = TRITON,
 ) -> Iterator[Server]:
     """Starts a server on `repository`, yields it when it is ready, stops it with its children.
 
@@ -80,20 +81,20 @@ def serve(
         threads: of every model's process; None leaves it to the runtimes, one per core.
         verbose: lets the server's log through to stderr.
         extra: further options of tritonserver.
-        triton: the folder that the wheel is unpacked in.
 
     Raises:
         InputError: the server isn't installed, nothing is published, or a port is taken.
         CheckError: a model doesn't load; the text is the server's own.
     """
-    find_tritonserver(triton)
+    binary = find_tritonserver()
     require_published(repository)
     addresses = _addresses(host, PORTS if ports is None else ports)
     with tempfile.TemporaryDirectory(prefix="nin-triton-") as temporary:
         folder = Path(temporary)
         log = None if verbose else folder / "log"
         command = [
-            *_command(triton, repository, addresses, control_mode, folder),
+            str(binary),
+            *_options(repository, addresses, control_mode, folder),
             *(["--log-verbose=1"] if verbose else []),
             *extra,
         ]
@@ -103,8 +104,8 @@ def serve(
                 stdin=subprocess.DEVNULL,
                 stdout=None if verbose else sink,
                 stderr=None if verbose else sink,
-                cwd=triton / "python",  # first in the stubs' path, PYTHONPATH isn't: its numpy wins
-                env=_environment(triton, threads),
+                cwd=TRITON / "python",  # first in the stubs' path, PYTHONPATH isn't: its numpy wins
+                env=_environment(threads),
                 start_new_session=True,  # Ctrl-C is ours to handle; and a group to kill
             )
         server = Server(**addresses, process=process, log=log)
@@ -131,11 +132,10 @@ def serve_artifacts(artifacts: Path) -> Iterator[Server]:
 
 def find_tritonserver(triton: Path = TRITON) -> Path:
     """The server's binary. Raises InputError where it can't run here, with what to do."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    binary = triton / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-    if version not in PYTHONS:
+    binary = triton / _SERVER.relative_to(TRITON) / "bin" / "tritonserver"
+    if _PYTHON not in PYTHONS:
         raise InputError(
-            f"the embedded Triton runs with Python {' or '.join(PYTHONS)}, this is {version}; "
+            f"the embedded Triton runs with Python {' or '.join(PYTHONS)}, this is {_PYTHON}; "
             "make the environment anew: `make clean demo PYTHON=python3.12`"
         )
     if not (binary.is_file() and (triton / "python" / "numpy").is_dir()):
@@ -145,14 +145,14 @@ def find_tritonserver(triton: Path = TRITON) -> Path:
             f"`python -m pip install --no-deps --target {triton / 'python'} {NUMPY}`, "
             "or use the container: `python scripts/serve.py --docker`"
         )
-    library = f"libpython{version}.so.1.0"
+    library = f"libpython{_PYTHON}.so.1.0"
     if not (_own_libpython() / library).is_file():
         try:
             ctypes.CDLL(library)
         except OSError as error:
             raise InputError(
                 f"the embedded Triton needs {library}, which isn't on this system; "
-                f"on Debian and Ubuntu: apt-get install libpython{version}"
+                f"on Debian and Ubuntu: apt-get install libpython{_PYTHON}"
             ) from error
     return binary
 
@@ -192,8 +192,8 @@ def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
     return addresses
 
 
-def _command(
-    triton: Path, repository: Path, addresses: dict[str, str], control_mode: str, folder: Path
+def _options(
+    repository: Path, addresses: dict[str, str], control_mode: str, folder: Path
 ) -> list[str]:
     listen = []
     for name, address in addresses.items():
@@ -206,10 +206,9 @@ def _command(
         for backend in ("python", *(p.name for p in BACKENDS.iterdir() if p.is_dir()))
     ]
     return [
-        str(find_tritonserver(triton)),
         f"--model-repository={repository.resolve()}",
-        f"--backend-directory={_lay_backends(triton, folder)}",
-        f"--cache-directory={triton / 'pytriton' / 'tritonserver' / 'caches'}",
+        f"--backend-directory={_lay_backends(folder)}",
+        f"--cache-directory={_SERVER / 'caches'}",
         "--disable-auto-complete-config",
         f"--model-control-mode={control_mode}",
         *mode.get(control_mode, []),
@@ -219,26 +218,24 @@ def _command(
     ]
 
 
-def _lay_backends(triton: Path, folder: Path) -> Path:
+def _lay_backends(folder: Path) -> Path:
     """A backend folder of copies: Triton refuses libraries that links lead out of it."""
-    server = triton / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backends = folder / "backends"
     shutil.copytree(BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(server / "backends" / "python", backends / "python")
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    shutil.copytree(_SERVER / "backends" / "python", backends / "python")
+    stub = _SERVER / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
     shutil.copy2(stub, backends / "python")
     return backends
 
 
-def _environment(triton: Path, threads: int | None) -> dict[str, str]:
+def _environment(threads: int | None) -> dict[str, str]:
     # the stub finds its packages by the first python3 on the PATH
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": ":".join(
             [
-                str(triton / "nvidia_pytriton.libs"),
+                str(TRITON / "nvidia_pytriton.libs"),
                 str(_own_libpython()),
                 *filter(None, [os.environ.get("LD_LIBRARY_PATH")]),
             ]
