@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environment .venv and the embedded server .triton: `scripts/bootstrap.sh` (the Makefile calls it).
+# Makes the environment .venv and the embedded server .triton: `scripts/bootstrap.sh`, which the
+# Makefile calls.
 # PYTHON chooses the interpreter; pip's own variables (PIP_INDEX_URL, ...) apply.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,15 +24,15 @@ quiet=--quiet
 
 # The embedded Triton, apart from the environment: it wants a numpy of its own. Where it can't run
 # (nin.triton.server says why), everything else works, and the container serves the same models.
-if [ "$(uname -sm)" = "Linux x86_64" ] \
-  && .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then
+unpack() {
+  .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \
+    --only-binary :all: --target "$1" "$2"
+}
+rm -rf .triton
+if ! { [ "$(uname -sm)" = "Linux x86_64" ] \
+  && unpack .triton nvidia-pytriton==0.7.0 && unpack .triton/python numpy==1.26.4; }; then
   rm -rf .triton
-  .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \
-    --target .triton nvidia-pytriton==0.7.0
-  .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \
-    --target .triton/python numpy==1.26.4
-else
-  echo "==> No embedded Triton: it needs Linux x86_64 and Python 3.11 or 3.12"
+  echo "==> No embedded Triton: it needs Linux x86_64, glibc 2.35, and Python 3.11 or 3.12"
 fi
 touch .venv/complete
 echo "==> Environment ready after $((SECONDS - start)) s"

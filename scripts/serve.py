@@ -24,7 +24,8 @@ def main() -> None:
     if args.docker:
         print(docker_command(args.repository, ports))
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: with 0
+    for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too
+        signal.signal(end, signal.default_int_handler)  # ends like Ctrl-C: with 0
     try:
         with serve(
             args.repository,

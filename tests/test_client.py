@@ -233,6 +233,17 @@ def test_patience_ends(fake: Callable[[bytes | None], Fake], protocol: Protocol)
         client.classify(IMAGE)
 
 
+@pytest.mark.parametrize("ask", ["metadata", "config", "statistics", "load"])
+def test_patience_ends_for_every_question(fake: Callable[[bytes | None], Fake], ask: str) -> None:
+    """Over gRPC, where each call needs a deadline of its own."""
+    server = fake(None)  # hangs up after 3 s, which would be another error
+    with (
+        Client(server.url, protocol="grpc", timeout_s=0.3, retries=0) as client,
+        pytest.raises(InputError, match=rf"no answer from {server.url} in time"),
+    ):
+        getattr(client, ask)("fashion_mnist")
+
+
 # --- scripts/classify.py ---
 
 

@@ -188,7 +188,7 @@ def test_cache_and_trace_switch_on_as_documented(
 # --- scripts/serve.py ---
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_says_what_it_serves_and_stops_with_its_children(
     embedded: None, repository: Path, end: signal.Signals
 ) -> None:

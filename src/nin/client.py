@@ -114,7 +114,7 @@ class Client:
 
     def load(self, model: str) -> None:
         """Lets the server load the newest version of a model; the one before serves until then."""
-        self._call(self._client.load_model, model)
+        self._call(self._client.load_model, model, **self._timeouts)
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a model, as the server describes it."""
@@ -157,7 +157,8 @@ class Client:
 
     def _described(self, method: str, model: str) -> dict[str, Any]:
         as_json = {} if self._library.__name__.endswith("http") else {"as_json": True}
-        found: dict[str, Any] = self._call(getattr(self._client, method), model, **as_json)
+        options = {**as_json, **self._timeouts}
+        found: dict[str, Any] = self._call(getattr(self._client, method), model, **options)
         return found
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
@@ -257,7 +258,9 @@ class _Region:
             self._handle = shm.create_shared_memory_region(self._name, self._name, array.nbytes)
             self._size = array.nbytes
             register = self._client._client.register_system_shared_memory
-            self._client._call(register, self._name, self._name, self._size)
+            self._client._call(
+                register, self._name, self._name, self._size, **self._client._timeouts
+            )
         shm.set_shared_memory_region(self._handle, [array])
         return self._name
 
@@ -265,7 +268,8 @@ class _Region:
         if self._handle is None:
             return
         try:
-            self._client._call(self._client._client.unregister_system_shared_memory, self._name)
+            unregister = self._client._client.unregister_system_shared_memory
+            self._client._call(unregister, self._name, **self._client._timeouts)
         except InputError:
             pass  # the server is gone, and its mapping with it
         finally:

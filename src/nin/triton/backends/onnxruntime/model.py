@@ -1,6 +1,6 @@
 """Stands in for Triton's onnxruntime backend where there is no container.
 
-The same file, names, checks at load and parameters as the C++ backend:
+The same file, names and checks at load as the C++ backend, and those of its parameters below:
 https://github.com/triton-inference-server/onnxruntime_backend
 """
 

@@ -1,6 +1,6 @@
 """Stands in for Triton's pytorch backend where there is no container.
 
-The same file, naming conventions, checks and parameters as the C++ backend:
+The same file, naming conventions and checks as the C++ backend, and those of its parameters below:
 https://github.com/triton-inference-server/pytorch_backend
 """
 
