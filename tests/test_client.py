@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
 
 from nin.client import URLS, AsyncClient, Client, Prediction, Protocol
 from nin.contract import LABELS
@@ -95,6 +96,27 @@ def test_shared_memory_is_given_back(server: Server, pixels: Pixels) -> None:
         client.classify(pixels[:1])
         assert regions() - before
     assert not regions() - before
+
+
+def test_a_region_that_the_server_still_holds_is_given_back_a_moment_later(
+    server: Server, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton refuses to let go of a region right after its answer, now and then."""
+    with Client(server.grpc, protocol="grpc", shared_memory=True) as client:
+        unregister = client._client.unregister_system_shared_memory
+        refusals = iter(range(2))
+
+        def busy(name: str, **options: object) -> None:
+            if next(refusals, None) is not None:
+                raise InferenceServerException(f"Cannot unregister '{name}', it is in use.")
+            unregister(name, **options)
+
+        monkeypatch.setattr(client._client, "unregister_system_shared_memory", busy)
+        client.classify(pixels[:1])
+        client.classify(pixels[:2])  # the region grows, so the first one goes
+        held = client._client.get_system_shared_memory_status().regions
+        assert next(refusals, None) is None
+        assert len(held) == 1
 
 
 @pytest.mark.parametrize(

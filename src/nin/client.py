@@ -243,11 +243,11 @@ class AsyncClient:
 
 
 class _Region:
-    """A region of system shared memory that the server knows, grown when an input needs it."""
+    """A region of system shared memory that the server knows, replaced when an input needs more."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._name = f"nin-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._name = ""
         self._handle: Any = None
         self._size = 0
 
@@ -255,12 +255,10 @@ class _Region:
         """Copies an input into the region; returns its name."""
         if array.nbytes > self._size:
             self.close()
+            self._name = f"nin-{os.getpid()}-{uuid.uuid4().hex[:8]}"
             self._handle = shm.create_shared_memory_region(self._name, self._name, array.nbytes)
             self._size = array.nbytes
-            register = self._client._client.register_system_shared_memory
-            self._client._call(
-                register, self._name, self._name, self._size, **self._client._timeouts
-            )
+            self._call("register_system_shared_memory", self._name, self._size)
         shm.set_shared_memory_region(self._handle, [array])
         return self._name
 
@@ -268,13 +266,27 @@ class _Region:
         if self._handle is None:
             return
         try:
-            unregister = self._client._client.unregister_system_shared_memory
-            self._client._call(unregister, self._name, **self._client._timeouts)
+            self._unregister()
         except InputError:
             pass  # the server is gone, and its mapping with it
         finally:
             shm.destroy_shared_memory_region(self._handle)
             self._handle, self._size = None, 0
+
+    def _unregister(self) -> None:
+        """Triton may hold a region for a moment after its answer, and refuses meanwhile."""
+        for pause in _pauses(RETRIES):
+            try:
+                self._call("unregister_system_shared_memory")
+                return
+            except ServerError as error:
+                if "in use" not in str(error):
+                    raise
+                time.sleep(pause)
+
+    def _call(self, method: str, *args: Any) -> None:
+        function = getattr(self._client._client, method)
+        self._client._call(function, self._name, *args, **self._client._timeouts)
 
 
 def split(array: NDArray[Any]) -> list[NDArray[Any]]:
