@@ -4,21 +4,28 @@ RUN := .venv/bin/python
 export PYTHON
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test check export verify publish serve bench clean
+.PHONY: help demo test check cpp fuzz export verify publish serve bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: .venv/complete  ## export, prove, classify real images
+demo: cpp  ## export, prove, serve, classify real images
 	@$(RUN) scripts/demo.py
 
-test: check  ## lint, types and all tests
+test: check cpp  ## lint, types and all tests
 	@$(RUN) -m pytest
 
 check: .venv/complete  ## lint and types only
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@git ls-files 'cpp_client/*.cpp' 'cpp_client/*.h' | xargs .venv/bin/clang-format --dry-run --Werror
+
+cpp: .venv/complete  ## build the C++ library and tools in cpp_client/build/release
+	@scripts/build_cpp.sh
+
+fuzz:  ## let libFuzzer attack what reads files, a minute each
+	@scripts/fuzz.sh
 
 export: .venv/complete  ## write artifacts/
 	@$(RUN) export/to_onnx.py

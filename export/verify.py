@@ -30,8 +30,9 @@ from nin.exporting import load_deployable
 from nin.parity import HEADER, Row, check_parity, markdown, report, table_rows
 from nin.paths import ARTIFACTS
 from nin.reference import compute_reference
-from nin.runtimes import RUNTIMES, Runtime, available_runtimes, open_runtime
-from nin.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
+from nin.runtimes import RUNTIMES, Runtime, available_runtimes, open_runtime, open_served
+from nin.runtimes.cpp import cpp_tools_are_built
+from nin.runtimes.triton import SERVER_RUNTIMES
 from nin.triton.server import find_tritonserver, serve_artifacts
 
 
@@ -49,7 +50,7 @@ def parse_args() -> argparse.Namespace:
         default=(*available_runtimes(), *available_servers()),
         metavar="RUNTIME",
         help=f"which of {', '.join((*RUNTIMES, *SERVER_RUNTIMES))}; "
-        "the last two serve the artifacts by an embedded Triton",
+        "triton-* serve the artifacts by an embedded Triton",
     )
     options.add_argument(
         "--graph",
@@ -57,11 +58,11 @@ def parse_args() -> argparse.Namespace:
         default="all",
         help="the graph to check; fashion_mnist_image exists only in the server",
     )
-    for protocol in SERVER_RUNTIMES.values():
+    for protocol in dict.fromkeys(SERVER_RUNTIMES.values()):
         options.add_argument(
             f"--{protocol}-url",
             metavar="HOST:PORT",
-            help=f"check the server that runs there by triton-{protocol}, instead of embedded ones",
+            help=f"check the server that runs there over {protocol}, instead of embedded ones",
         )
     options.add_argument(
         "--report",
@@ -79,7 +80,7 @@ def available_servers() -> tuple[str, ...]:
         find_tritonserver()
     except InputError:
         return ()
-    return tuple(SERVER_RUNTIMES)
+    return tuple(n for n in SERVER_RUNTIMES if n != "triton-cpp" or cpp_tools_are_built())
 
 
 def main() -> None:
@@ -122,25 +123,26 @@ def check_servers(
     """One row for each model and protocol of the server."""
     models = [m for m in MODELS if m.graph != DECODE_IMAGE]  # fashion_mnist_image runs that
     models = [m for m in models if args.graph in (m.graph.name, "all")]
-    names = [name for name in SERVER_RUNTIMES if name in args.runtimes]
+    pairs = [
+        (name, model)
+        for model in models
+        for name in SERVER_RUNTIMES
+        # the C++ client decodes files itself
+        if name in args.runtimes and (name, model.graph) != ("triton-cpp", FASHION_MNIST_IMAGE)
+    ]
     try:
         with servers(args) as (urls, weights_sha256):
             return [
                 check(
                     f"{name} {model.backend}",
                     model.graph,
-                    TritonRuntime(urls[name], model, name, weights_sha256),
+                    open_served(name, urls[name], model, weights_sha256),
                 )
-                for model in models
-                for name in names
+                for name, model in pairs
             ]
     except CheckError as error:
         failures = [f"the artifacts can't be served: {error}"]
-        return [
-            Row(name, model.graph.name, 0, {}, failures=failures)
-            for model in models
-            for name in names
-        ]
+        return [Row(name, model.graph.name, 0, {}, failures=failures) for name, model in pairs]
 
 
 @contextmanager

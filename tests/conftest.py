@@ -18,7 +18,7 @@ from nin.artifact import read_manifest, write_manifest
 from nin.checkpoint import Checkpoint, load_checkpoint
 from nin.data import load
 from nin.errors import InputError
-from nin.paths import ROOT, WEIGHTS
+from nin.paths import CPP_TOOLS, ROOT, WEIGHTS
 from nin.reference import Reference, compute_reference
 from nin.triton.repository import publish
 from nin.triton.server import PORTS, Server, find_tritonserver, serve
@@ -117,6 +117,13 @@ def server(embedded: None, repository: Path) -> Iterator[Server]:
     """The embedded Triton with all models, on free ports; it must outlive whatever is sent."""
     with serve(repository, ports=dict.fromkeys(PORTS, 0)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def cpp_build() -> Path:
+    """The build folder of the C++ project, which `make test` has built before."""
+    assert (CPP_TOOLS / "nin_classify").is_file(), "no C++ build; run `make cpp`"
+    return CPP_TOOLS.parent
 
 
 def vouch(folder: Path, name: str, data: bytes) -> None:

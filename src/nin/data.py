@@ -78,6 +78,13 @@ def parse_idx(data: bytes, name: str) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
 
 
+def encode_idx(images: NDArray[np.uint8] | NDArray[np.float32]) -> bytes:
+    """An IDX file of pixels (N, 28, 28), or of the network's images (N, 1, 224, 224)."""
+    kind, dtype = (0x08, ">u1") if images.dtype == np.uint8 else (0x0D, ">f4")
+    header = bytes([0, 0, kind, images.ndim]) + np.array(images.shape, ">u4").tobytes()
+    return header + images.astype(dtype).tobytes()
+
+
 def download() -> None:
     """Fetches all four files from the internet, by torchvision; `load` finds them then."""
     from torchvision.datasets import FashionMNIST

@@ -8,3 +8,4 @@ DATA = ROOT / "data"
 ARTIFACTS = ROOT / "artifacts"
 MODEL_REPOSITORY = ROOT / "model_repository"
 TRITON = ROOT / ".triton"  # the embedded server, unpacked by scripts/bootstrap.sh
+CPP_TOOLS = ROOT / "cpp_client" / "build" / "release" / "tools"  # made by scripts/build_cpp.sh

@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 from nin.artifact import read_artifact
 from nin.checkpoint import load_checkpoint
-from nin.contract import Graph
+from nin.contract import Graph, Model
 from nin.errors import InputError
 from nin.reference import Outputs
+from nin.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_are_built
 from nin.runtimes.eager import EagerRuntime
 from nin.runtimes.ort import OrtRuntime
 from nin.runtimes.torchscript import TorchScriptRuntime
+from nin.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
 
 
 class Runtime(Protocol):
@@ -29,13 +31,14 @@ class Runtime(Protocol):
     def __call__(self, batch: NDArray[Any]) -> Outputs: ...
 
 
-CPU_RUNTIMES = ("eager", "torchscript", "onnxruntime")
+CPU_RUNTIMES = ("eager", "torchscript", "onnxruntime", "libtorch")
 RUNTIMES = (*CPU_RUNTIMES, *(f"{name}-cuda" for name in CPU_RUNTIMES))
 
 
 def available_runtimes() -> tuple[str, ...]:
-    """The runtimes that this machine has the devices for."""
-    return RUNTIMES if torch.cuda.is_available() else CPU_RUNTIMES
+    """The runtimes that this machine has the devices for, and that are built."""
+    names = RUNTIMES if torch.cuda.is_available() else CPU_RUNTIMES
+    return tuple(n for n in names if not n.startswith("libtorch") or cpp_tools_are_built())
 
 
 def open_runtime(name: str, graph: Graph, *, artifacts: Path, weights: Path) -> Runtime:
@@ -59,4 +62,19 @@ def open_runtime(name: str, graph: Graph, *, artifacts: Path, weights: Path) -> 
     if kind == "torchscript":
         data = read_artifact(artifacts, f"{graph.name}.pt")
         return TorchScriptRuntime(data, graph, device=device)
+    if kind == "libtorch":
+        return LibTorchRuntime(artifacts, graph, device=device)
     return OrtRuntime(read_artifact(artifacts, f"{graph.name}.onnx"), graph, device=device)
+
+
+def open_served(name: str, url: str, model: Model, weights_sha256: str | None) -> Runtime:
+    """The model of a running server by the client `name`, one of SERVER_RUNTIMES.
+
+    Args:
+        url: HOST:PORT of the protocol that SERVER_RUNTIMES says.
+        weights_sha256: what the published version was exported from; None where the server isn't
+            ours and can't be asked.
+    """
+    if name == "triton-cpp":
+        return CppTritonRuntime(url, model, weights_sha256)
+    return TritonRuntime(url, model, weights_sha256, protocol=SERVER_RUNTIMES[name])

@@ -10,7 +10,11 @@ from nin.client import Client, Protocol
 from nin.contract import BATCH, Model
 from nin.reference import Outputs, graph_input
 
-SERVER_RUNTIMES: dict[str, Protocol] = {"triton-http": "http", "triton-grpc": "grpc"}
+SERVER_RUNTIMES: dict[str, Protocol] = {
+    "triton-http": "http",
+    "triton-grpc": "grpc",
+    "triton-cpp": "http",  # the C++ client, nin.runtimes.cpp
+}
 
 _DTYPES = {"BYTES": "object", "FP32": "float32", "UINT8": "uint8"}
 
@@ -19,14 +23,16 @@ class TritonRuntime:
     """May be called from several threads: each gets a connection of its own.
 
     Args:
-        name: one of SERVER_RUNTIMES, which says the protocol.
+        protocol: "http" or "grpc".
         weights_sha256: what the published version was exported from; None where the server isn't
             ours and can't be asked.
     """
 
-    def __init__(self, url: str, model: Model, name: str, weights_sha256: str | None) -> None:
+    def __init__(
+        self, url: str, model: Model, weights_sha256: str | None, *, protocol: Protocol
+    ) -> None:
         self._url = url
-        self._protocol = SERVER_RUNTIMES[name]
+        self._protocol = protocol
         self._clients = threading.local()
         self._model = model
         self.weights_sha256 = weights_sha256

@@ -1,0 +1,116 @@
+"""Writes the inputs that the fuzzers start from: small, valid files of each kind.
+
+python cpp_client/fuzz/make_corpus.py
+"""
+
+import base64
+import gzip
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nin.contract import GRAPHS, LABELS
+
+CORPUS = Path(__file__).parent / "corpus"
+SIDE = 12
+ADAM7 = [
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+]
+
+
+def main() -> None:
+    for folder, files in (("idx", idx()), ("image", images()), ("metadata", metadata())):
+        (CORPUS / folder).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (CORPUS / folder / name).write_bytes(content)
+
+
+def idx() -> dict[str, bytes]:
+    pixels = struct.pack(">4I", 0x803, 2, 28, 28) + bytes(i % 256 for i in range(2 * 784))
+    floats = struct.pack(">5I", 0xD04, 1, 1, 224, 224) + struct.pack(">f", 0.5) * 224**2
+    labels = struct.pack(">2I", 0x801, 10) + bytes(range(10))
+    half = len(pixels) // 2
+    return {
+        "pixels": pixels,
+        "pixels.gz": gzip.compress(pixels, mtime=0),
+        "pixels_in_two_members.gz": gzip.compress(pixels[:half], mtime=0)
+        + gzip.compress(pixels[half:], mtime=0),
+        "floats.gz": gzip.compress(floats, mtime=0),
+        "labels": labels,
+        "labels.gz": gzip.compress(labels, mtime=0),
+        "no_images": struct.pack(">4I", 0x803, 0, 28, 28),
+    }
+
+
+def images() -> dict[str, bytes]:
+    y, x = np.mgrid[:SIDE, :SIDE]
+    colours = np.stack([x * 20, y * 20, (x + y) * 10, x * y], axis=-1).astype(np.uint8)
+    grey = Image.fromarray(colours[..., 2])
+    rgb = Image.fromarray(colours[..., :3])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "grey.png": saved(grey, exif=exif),
+        "grey_28.png": saved(grey.resize((28, 28))),
+        "1_bit.png": saved(grey.convert("1"), transparency=0),
+        "grey_alpha.png": saved(Image.fromarray(colours[..., 2:])),
+        "16_bits.png": saved(Image.fromarray(colours[..., 2].astype(np.uint16) * 257)),
+        "rgb.png": saved(rgb, transparency=(0, 0, 0)),
+        "rgba.png": saved(Image.fromarray(colours)),
+        "palette.png": saved(rgb.quantize(16), transparency=bytes([0, 99])),
+        "interlaced.png": interlaced(colours),
+        "grey.jpg": saved(grey, "JPEG"),
+        "rgb.jpg": saved(rgb, "JPEG", exif=exif, subsampling=2),
+        "progressive.jpg": saved(rgb, "JPEG", progressive=True),
+        "restarts.jpg": saved(rgb, "JPEG", restart_marker_blocks=1),
+        "cmyk.jpg": saved(rgb.convert("CMYK"), "JPEG"),
+    }
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def interlaced(samples: np.ndarray[Any, Any]) -> bytes:
+    """RGBA; Pillow writes no interlaced files."""
+    rows = b"".join(
+        b"\0" + row[x::dx].tobytes() for x, y, dx, dy in ADAM7 for row in samples[y::dy]
+    )
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 6, 0, 0, 1)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+
+
+def metadata() -> dict[str, bytes]:
+    """One image of zeros; the texts in the order of metadata_keys, with zero bytes between."""
+    files = {}
+    for graph in GRAPHS.values():
+        names = [tensor.name for tensor in graph.outputs]
+        golden = {
+            "pixels": base64.b64encode(bytes(784)).decode(),
+            "shape": [1, 28, 28],
+            "outputs": {name: [[0.1] * len(LABELS)] for name in names},
+            "budget": dict.fromkeys(names, 1e-5),
+        }
+        texts = json.dumps(graph.describe()), json.dumps(LABELS), json.dumps(golden), "0" * 64
+        files[graph.name] = "\0".join(texts).encode()
+    return files
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace nin {
+
+/// Pixels of one image, row by row: 28x28, one byte each, black is 0.
+inline constexpr std::size_t image_side = 28;
+inline constexpr std::size_t image_pixels = image_side * image_side;
+
+/// The images that the graph `nin` takes: 224x224 floats in [0, 1].
+inline constexpr std::size_t network_side = 224;
+inline constexpr std::size_t network_pixels = network_side * network_side;
+
+/// Decodes a PNG or JPEG file to one image's pixels, as the server's model decode_image does:
+/// the orientation of the EXIF tag applied; transparent pixels over black; grey by ITU-R 601, of
+/// 16 bits the upper 8; the longer edge to 28 pixels (antialiased, bicubic), centred on black.
+/// An image of 28x28 grey pixels stays as it is. PNG gives the same pixels as in Python, bit for
+/// bit; JPEG may differ by a few grey levels, the decoders do.
+/// Throws Error where the bytes aren't a whole image, or it has more than 50 million pixels.
+[[nodiscard]] std::vector<std::uint8_t> decode_image(std::span<const std::uint8_t> file);
+
+/// Whether bytes are an IDX file, or gzip, in which no image comes here.
+[[nodiscard]] bool is_idx(std::span<const std::uint8_t> file);
+
+/// What an IDX file of images holds, plain or gzipped: pixels, or images for the graph `nin`.
+struct IdxImages {
+  std::vector<std::uint8_t> pixels;  ///< (N, 28, 28), of unsigned bytes
+  std::vector<float> images;         ///< (N, 1, 224, 224), of floats; one of the two is empty
+};
+
+/// Reads (N, 28, 28) unsigned bytes or (N, 1, 224, 224) floats.
+/// Throws Error where the file isn't one, or its size isn't what its header promises.
+[[nodiscard]] IdxImages decode_idx_images(std::span<const std::uint8_t> file);
+
+/// Reads (N) labels, unsigned bytes. Throws Error as decode_idx_images does.
+[[nodiscard]] std::vector<std::uint8_t> decode_idx_labels(std::span<const std::uint8_t> file);
+
+}  // namespace nin

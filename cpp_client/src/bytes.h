@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace nin {
+
+using Bytes = std::span<const std::uint8_t>;
+
+/// The big-endian numbers of IDX, PNG and JPEG. The caller has checked that the bytes are there.
+[[nodiscard]] constexpr std::uint32_t read_u16(Bytes bytes, std::size_t at) {
+  return static_cast<std::uint32_t>(bytes[at] << 8 | bytes[at + 1]);
+}
+
+[[nodiscard]] constexpr std::uint32_t read_u32(Bytes bytes, std::size_t at) {
+  return read_u16(bytes, at) << 16 | read_u16(bytes, at + 2);
+}
+
+}  // namespace nin

@@ -1,0 +1,276 @@
+#include "nin/classifier.h"
+
+#include <ATen/Parallel.h>
+#include <dlfcn.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/cuda.h>
+#include <torch/script.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <mutex>
+#include <sstream>
+#include <system_error>
+#include <utility>
+
+#include "metadata.h"
+#include "preprocess.h"
+
+namespace nin {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Larger batches run slower on a CPU: their activations leave the cache (docs/bench-cpp.md).
+constexpr std::size_t cpu_batch = 16;
+
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+/// LibTorch's errors as ours; nothing else of it leaves this file.
+template <typename Action>
+auto translate(const std::string& what, Action action) {
+  try {
+    return action();
+  } catch (const Error&) {
+    throw;
+  } catch (const c10::Error& error) {
+    throw Error(what + ": " + first_line(error.what_without_backtrace()));
+  } catch (const std::bad_alloc&) {
+    throw Error(what + ": not enough memory");
+  } catch (const std::exception& error) {
+    throw Error(what + ": " + first_line(error.what()));
+  }
+}
+
+/// Makes LibTorch's CUDA half known to it, where there is a driver and that half.
+///
+/// It is loaded here instead of linked, so that one binary serves both builds of LibTorch, and a
+/// machine without a GPU doesn't wait for hundreds of megabytes of kernels. It has to happen before
+/// the first call: LibTorch asks for its CUDA half once and remembers a no.
+void load_cuda() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (dlopen("libcuda.so.1", RTLD_LAZY) == nullptr) return;
+    Dl_info info{};
+    if (dladdr(reinterpret_cast<const void*>(&torch::cuda::device_count), &info) == 0) return;
+    const fs::path library = fs::path(info.dli_fname).replace_filename("libtorch_cuda.so");
+    dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  });
+}
+
+torch::Device parse_device(const std::string& text) {
+  const auto colon = text.find(':');
+  const std::string kind = text.substr(0, colon);
+  if (text == "cpu") return torch::kCPU;
+  int index = 0;
+  if (colon != std::string::npos) {
+    const char* end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, index);
+    if (error != std::errc() || rest != end || index < 0 || index > 127) index = -1;
+  }
+  if (kind != "cuda" || index < 0) {
+    throw Error("unknown device '" + text + "'; expected cpu, cuda or cuda:N");
+  }
+  const auto count = translate("can't ask for CUDA devices", torch::cuda::device_count);
+  if (static_cast<std::size_t>(index) >= static_cast<std::size_t>(count)) {
+    throw Error("no device " + text + ": " + std::to_string(count) + " CUDA devices found");
+  }
+  return {torch::kCUDA, static_cast<torch::DeviceIndex>(index)};
+}
+
+void check_file(const fs::path& model) {
+  std::error_code ignored;
+  if (!fs::exists(model, ignored)) {
+    throw Error("no model file at " + model.string() + "; export one by `make export`");
+  }
+  if (!fs::is_regular_file(model, ignored)) throw Error(model.string() + " is not a file");
+  if (!std::ifstream(model)) throw Error("can't read " + model.string());
+  if (fs::file_size(model, ignored) == 0) {
+    throw Error(model.string() + " is not a TorchScript file: it has 0 bytes");
+  }
+}
+
+torch::Tensor find_output(const torch::IValue& result, std::size_t index, std::size_t outputs) {
+  if (outputs == 1 && result.isTensor()) return result.toTensor();
+  if (result.isTuple()) {
+    const auto& elements = result.toTupleRef().elements();
+    if (elements.size() == outputs && elements[index].isTensor()) {
+      return elements[index].toTensor();
+    }
+  }
+  throw Error("the model gives " + result.tagKind() + ", expected " + std::to_string(outputs) +
+              " tensors");
+}
+
+void append(std::vector<float>& values, const torch::Tensor& output, int64_t count,
+            std::size_t classes) {
+  const std::vector<int64_t> expected{count, static_cast<int64_t>(classes)};
+  if (output.scalar_type() != torch::kFloat32 || output.sizes() != expected) {
+    std::ostringstream text;
+    text << "the model gives " << output.scalar_type() << ' ' << output.sizes()
+         << ", expected Float [" << count << ", " << classes << ']';
+    throw Error(text.str());
+  }
+  const torch::Tensor host = output.to(torch::kCPU).contiguous();
+  const float* data = host.const_data_ptr<float>();
+  values.insert(values.end(), data, data + host.numel());
+}
+
+std::size_t count_of(std::size_t size, std::size_t item, const char* what) {
+  if (size % item != 0) {
+    throw Error(std::to_string(size) + ' ' + what + " are no multiple of " + std::to_string(item) +
+                ", the size of an image");
+  }
+  return size / item;
+}
+
+}  // namespace
+
+struct Classifier::Impl {
+  Impl(const fs::path& model, const Options& options)
+      : device((load_cuda(), parse_device(options.device))) {
+    check_file(model);
+    torch::jit::ExtraFilesMap texts;
+    for (const char* key : metadata_keys) texts[key] = "";
+    module = translate(model.string() + " is not a whole TorchScript file",
+                       [&] { return torch::jit::load(model.string(), device, texts); });
+    try {
+      prepare(texts, options.replay);
+    } catch (const Error& error) {
+      throw Error(model.string() + ": " + error.what());
+    }
+  }
+
+  void prepare(const torch::jit::ExtraFilesMap& texts, bool replays) {
+    metadata = parse_metadata({texts.begin(), texts.end()});
+    translate("it can't be run", [&] {
+      const c10::InferenceMode guard;
+      // picks oneDNN's layouts once, for all calls; it knows none for CUDA
+      if (device.is_cpu()) module = torch::jit::optimize_for_inference(module);
+      if (replays) replay();
+    });
+  }
+
+  /// `items` is (N, item): runs it in parts that are fast on this device.
+  template <typename T>
+  [[nodiscard]] Outputs run(std::span<const T> items, std::size_t item, at::IntArrayRef shape,
+                            at::ScalarType type) const {
+    const std::size_t part = (device.is_cpu() ? cpu_batch : max_batch) * item;
+    Outputs outputs;
+    for (std::size_t start = 0; start < items.size(); start += part) {
+      const auto some = items.subspan(start, std::min(part, items.size() - start));
+      std::vector<int64_t> sizes{static_cast<int64_t>(some.size() / item)};
+      sizes.insert(sizes.end(), shape.begin(), shape.end());
+      // from_blob wants a mutable pointer, and the model doesn't write to its input
+      forward(torch::from_blob(const_cast<T*>(some.data()), sizes, type), outputs);
+    }
+    return outputs;
+  }
+
+  void forward(const torch::Tensor& batch, Outputs& outputs) const {
+    const c10::InferenceMode guard;
+    // The file is frozen and optimized already: profiling runs for each new batch size would only
+    // make the first calls slower (docs/bench-cpp.md).
+    const torch::jit::GraphOptimizerEnabledGuard no_profiling(false);
+    const torch::IValue result = module.get_method("forward")({batch.to(device)});
+    const std::size_t count = metadata.graph.outputs.size();
+    const std::size_t classes = metadata.labels.size();
+    append(outputs.logits, find_output(result, 0, count), batch.size(0), classes);
+    if (count > 1) {
+      append(outputs.probabilities, find_output(result, 1, count), batch.size(0), classes);
+    }
+  }
+
+  [[nodiscard]] Outputs run_pixels(std::span<const std::uint8_t> pixels) const {
+    count_of(pixels.size(), image_pixels, "pixels");
+    if (metadata.graph.pixels) {
+      return run(pixels, image_pixels, {image_side, image_side}, torch::kUInt8);
+    }
+    Outputs outputs;  // in parts, so that the images of 200 KB each don't add up
+    for (std::size_t start = 0; start < pixels.size(); start += max_batch * image_pixels) {
+      const std::size_t size = std::min(max_batch * image_pixels, pixels.size() - start);
+      const auto part = run_images(preprocess(pixels.subspan(start, size)));
+      outputs.logits.insert(outputs.logits.end(), part.logits.begin(), part.logits.end());
+    }
+    outputs.probabilities = softmax(outputs.logits, metadata.labels.size());
+    return outputs;
+  }
+
+  [[nodiscard]] Outputs run_images(std::span<const float> images) const {
+    if (metadata.graph.pixels) {
+      throw Error("the graph " + metadata.graph.name + " takes pixels, not images");
+    }
+    count_of(images.size(), network_pixels, "floats");
+    Outputs outputs = run(images, network_pixels, {1, network_side, network_side}, torch::kFloat32);
+    outputs.probabilities = softmax(outputs.logits, metadata.labels.size());
+    return outputs;
+  }
+
+  void replay() const {
+    const Outputs found = run_pixels(metadata.golden.pixels);
+    for (const auto& [name, expected] : metadata.golden.outputs) {
+      const auto& values = name == "logits" ? found.logits : found.probabilities;
+      double worst = 0;
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        const double error = std::abs(values[i] - expected[i]);
+        worst = error <= worst ? worst : error;  // NaN is kept
+      }
+      if (const double allowed = metadata.golden.budget.at(name); !(worst <= allowed)) {
+        std::ostringstream text;
+        text << "golden vectors: " << name << " is off by " << worst << ", allowed is " << allowed
+             << "; the file is damaged, export it again";
+        throw Error(text.str());
+      }
+    }
+  }
+
+  torch::Device device;
+  mutable torch::jit::Module module;
+  Metadata metadata;
+};
+
+Classifier::Classifier(const fs::path& model, const Options& options)
+    : impl_(std::make_unique<Impl>(model, options)) {}
+Classifier::~Classifier() = default;
+Classifier::Classifier(Classifier&&) noexcept = default;
+Classifier& Classifier::operator=(Classifier&&) noexcept = default;
+
+std::vector<Prediction> Classifier::classify(std::span<const std::uint8_t> pixels) const {
+  std::vector<Prediction> best;
+  for (auto& predictions : top(pixels, 1)) best.push_back(std::move(predictions.front()));
+  return best;
+}
+
+std::vector<std::vector<Prediction>> Classifier::top(std::span<const std::uint8_t> pixels,
+                                                     std::size_t k) const {
+  return top_predictions(run(pixels).probabilities, labels(), k);
+}
+
+std::vector<float> Classifier::logits(std::span<const std::uint8_t> pixels) const {
+  return run(pixels).logits;
+}
+
+std::vector<float> Classifier::logits(std::span<const float> images) const {
+  return run(images).logits;
+}
+
+Outputs Classifier::run(std::span<const std::uint8_t> pixels) const {
+  return translate("can't run the model", [&] { return impl_->run_pixels(pixels); });
+}
+
+Outputs Classifier::run(std::span<const float> images) const {
+  return translate("can't run the model", [&] { return impl_->run_images(images); });
+}
+
+const std::string& Classifier::graph() const { return impl_->metadata.graph.name; }
+const std::vector<std::string>& Classifier::labels() const { return impl_->metadata.labels; }
+const std::string& Classifier::weights_sha256() const { return impl_->metadata.weights_sha256; }
+
+void set_threads(int count) {
+  if (count < 1) throw Error("can't use " + std::to_string(count) + " threads, at least 1");
+  at::set_num_threads(count);
+}
+
+}  // namespace nin

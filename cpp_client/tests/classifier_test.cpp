@@ -1,0 +1,248 @@
+#include "nin/classifier.h"
+
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+namespace {
+
+namespace fs = std::filesystem;
+using Bytes = std::vector<std::uint8_t>;
+
+/// The exports that the tests use: NIN_ARTIFACTS, else artifacts/ of the checkout.
+fs::path artifact(const std::string& name) {
+  const char* folder = std::getenv("NIN_ARTIFACTS");
+  const fs::path path = fs::path(folder != nullptr ? folder : NIN_ARTIFACTS_DIR) / name;
+  if (!fs::exists(path)) throw std::runtime_error("no " + path.string() + "; run `make export`");
+  return path;
+}
+
+Bytes read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+/// The first so many test images.
+Bytes test_pixels(std::size_t count) {
+  auto found = nin::decode_idx_images(read(fs::path(NIN_DATA_DIR) / "t10k-images-idx3-ubyte.gz"));
+  found.pixels.resize(count * nin::image_pixels);
+  return found.pixels;
+}
+
+/// A file that is gone at the end of the test.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const Bytes& bytes)
+      : path_(fs::temp_directory_path() / ("nin_test_" + std::to_string(getpid()) + ".pt")) {
+    std::ofstream(path_, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()),
+               static_cast<std::streamsize>(bytes.size()));
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() { fs::remove(path_); }
+  [[nodiscard]] const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+std::string error_of(const fs::path& model, const nin::Options& options = {}) {
+  try {
+    const nin::Classifier classifier(model, options);
+  } catch (const nin::Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+/// Sees that `text` has `part`, and that it is one line.
+void expect_part(const std::string& text, const std::string& part) {
+  EXPECT_NE(text.find(part), std::string::npos) << "found: " << text;
+  EXPECT_EQ(text.find('\n'), std::string::npos) << "found: " << text;
+}
+
+class BothGraphs : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Classifier, BothGraphs, testing::Values("nin", "fashion_mnist"),
+                         [](const auto& graph) { return std::string(graph.param); });
+
+TEST_P(BothGraphs, SaysWhatItIs) {
+  const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
+  EXPECT_EQ(classifier.graph(), GetParam());
+  ASSERT_EQ(classifier.labels().size(), 10U);
+  EXPECT_EQ(classifier.labels()[0], "T-shirt/top");
+  EXPECT_EQ(classifier.labels()[9], "Ankle boot");
+  EXPECT_EQ(classifier.weights_sha256().size(), 64U);
+}
+
+TEST_P(BothGraphs, KnowsTheFirstTestImages) {
+  const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
+  const auto found = classifier.classify(test_pixels(10));
+  const std::vector<std::size_t> labels = {9, 2, 1, 1, 6, 1, 4, 6, 5, 7};
+  ASSERT_EQ(found.size(), labels.size());
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    EXPECT_EQ(found[i].index, labels[i]) << "image " << i;
+    EXPECT_EQ(found[i].label, classifier.labels()[labels[i]]);
+    EXPECT_GT(found[i].probability, 0.4F);
+    EXPECT_LE(found[i].probability, 1.0F);
+  }
+}
+
+TEST_P(BothGraphs, AnImageDoesNotDependOnItsBatch) {
+  const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
+  const auto pixels = test_pixels(70);  // more than the largest part
+  const auto all = classifier.logits(pixels);
+  ASSERT_EQ(all.size(), 700U);
+  for (const std::size_t i : {0U, 15U, 16U, 63U, 64U, 69U}) {
+    const auto alone =
+        classifier.logits(std::span(pixels).subspan(i * nin::image_pixels, nin::image_pixels));
+    ASSERT_EQ(alone.size(), 10U);
+    for (std::size_t k = 0; k < 10; ++k) EXPECT_NEAR(all[i * 10 + k], alone[k], 3e-5);
+  }
+}
+
+TEST_P(BothGraphs, NoImagesGiveNothing) {
+  const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
+  EXPECT_TRUE(classifier.classify({}).empty());
+  EXPECT_TRUE(classifier.top({}, 3).empty());
+  EXPECT_TRUE(classifier.logits(std::span<const std::uint8_t>()).empty());
+}
+
+TEST(Classifier, BothGraphsAgree) {
+  const nin::Classifier network(artifact("nin.pt"));
+  const nin::Classifier classifier(artifact("fashion_mnist.pt"));
+  const auto pixels = test_pixels(20);
+  const nin::Outputs one = network.run(pixels);
+  const nin::Outputs other = classifier.run(pixels);
+  ASSERT_EQ(one.logits.size(), other.logits.size());
+  ASSERT_EQ(one.probabilities.size(), other.probabilities.size());
+  for (std::size_t i = 0; i < one.logits.size(); ++i) {
+    EXPECT_NEAR(one.logits[i], other.logits[i], 5e-5);
+    EXPECT_NEAR(one.probabilities[i], other.probabilities[i], 1e-5);
+  }
+}
+
+TEST(Classifier, TopIsOrderedAndSumsToOne) {
+  const nin::Classifier classifier(artifact("fashion_mnist.pt"));
+  for (const auto& predictions : classifier.top(test_pixels(3), 10)) {
+    ASSERT_EQ(predictions.size(), 10U);
+    float sum = 0;
+    for (const auto& prediction : predictions) sum += prediction.probability;
+    EXPECT_NEAR(sum, 1, 1e-5);
+    EXPECT_TRUE(std::is_sorted(predictions.begin(), predictions.end(),
+                               [](auto& a, auto& b) { return a.probability > b.probability; }));
+  }
+}
+
+TEST(Classifier, CanBeMoved) {
+  nin::Classifier first(artifact("fashion_mnist.pt"));
+  nin::Classifier second(std::move(first));
+  first = std::move(second);
+  EXPECT_EQ(first.classify(test_pixels(1)).front().label, "Ankle boot");
+}
+
+TEST(Classifier, RefusesInputOfAnotherSizeOrKind) {
+  const nin::Classifier classifier(artifact("fashion_mnist.pt"));
+  const auto message = [](const auto& action) -> std::string {
+    try {
+      action();
+    } catch (const nin::Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  expect_part(message([&] { (void)classifier.classify(Bytes(783)); }),
+              "783 pixels are no multiple of 784");
+  expect_part(message([&] { (void)classifier.logits(std::vector<float>(nin::network_pixels)); }),
+              "the graph fashion_mnist takes pixels, not images");
+  expect_part(message([&] { (void)classifier.top(test_pixels(1), 11); }), "there are 10");
+  expect_part(message([&] { (void)classifier.top(test_pixels(1), 0); }), "the 0 best classes");
+  const nin::Classifier network(artifact("nin.pt"));
+  expect_part(message([&] { (void)network.logits(std::vector<float>(50'000)); }),
+              "50000 floats are no multiple of 50176");
+  expect_part(message([] { nin::set_threads(0); }), "can't use 0 threads");
+}
+
+TEST(Classifier, RefusesFilesThatAreNoExport) {
+  expect_part(error_of("no/such.pt"), "no model file at no/such.pt");
+  expect_part(error_of(fs::temp_directory_path()), "is not a file");
+  expect_part(error_of(TemporaryFile({}).path()), "it has 0 bytes");
+  expect_part(error_of(TemporaryFile(Bytes(1000, 'x')).path()), "is not a whole TorchScript file");
+  const Bytes whole = read(artifact("fashion_mnist.pt"));
+  for (std::size_t tenth = 1; tenth < 10; ++tenth) {
+    Bytes part = whole;
+    part.resize(whole.size() * tenth / 10);
+    expect_part(error_of(TemporaryFile(part).path()), "is not a whole TorchScript file");
+  }
+}
+
+TEST(Classifier, GoldenVectorsCatchTamperedWeights) {
+  Bytes bytes = read(artifact("fashion_mnist.pt"));
+  std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(bytes.size() / 2), 64, std::uint8_t{60});
+  const TemporaryFile tampered(bytes);
+  expect_part(error_of(tampered.path()), "golden vectors: logits is off by");
+  EXPECT_EQ(error_of(tampered.path(), {.replay = false}), "");
+}
+
+TEST(Classifier, RefusesUnknownAndMissingDevices) {
+  const auto model = artifact("fashion_mnist.pt");
+  for (const char* device : {"", "tpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CPU"}) {
+    expect_part(error_of(model, {.device = device}), "expected cpu, cuda or cuda:N");
+  }
+  expect_part(error_of(model, {.device = "cuda:99"}), "no device cuda:99");
+}
+
+/// Run under ThreadSanitizer too: the preset `tsan`.
+TEST(Threads, ShareOneClassifier) {
+  nin::set_threads(1);  // as many callers as cores need no threads inside
+  const nin::Classifier classifier(artifact("fashion_mnist.pt"));
+  const auto pixels = test_pixels(8);
+  const auto expected = classifier.logits(pixels);
+  std::vector<std::vector<float>> found(4);
+  std::vector<std::thread> threads;
+  for (auto& mine : found) {
+    threads.emplace_back([&] {
+      for (int call = 0; call < 5; ++call) mine = classifier.logits(pixels);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const auto& mine : found) EXPECT_EQ(mine, expected);
+}
+
+TEST(Threads, MayLoadAtTheSameTime) {
+  nin::set_threads(1);
+  const auto pixels = test_pixels(1);
+  std::vector<std::string> found(3);
+  std::vector<std::thread> threads;
+  for (auto& mine : found) {
+    threads.emplace_back([&] {
+      const nin::Classifier classifier(artifact("fashion_mnist.pt"), {.replay = false});
+      mine = classifier.classify(pixels).front().label;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const auto& mine : found) EXPECT_EQ(mine, "Ankle boot");
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they replace malloc
+TEST(Classifier, CallsLeaveNothingOnTheHeap) {
+  const nin::Classifier classifier(artifact("fashion_mnist.pt"), {.replay = false});
+  const auto pixels = test_pixels(1);
+  const auto in_use = [] {
+    const auto info = mallinfo2();
+    return info.uordblks + info.hblkhd;
+  };
+  for (int call = 0; call < 20; ++call) (void)classifier.classify(pixels);
+  const std::size_t before = in_use();
+  for (int call = 0; call < 200; ++call) (void)classifier.classify(pixels);
+  EXPECT_LT(in_use(),
+            before + 100 * 200);  // less than 100 bytes a call: nothing of an image's size
+}
+#endif
+
+}  // namespace

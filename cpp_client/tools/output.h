@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "nin/prediction.h"
+
+namespace nin::tool {
+
+/// Prints the results of all images as "table", "json", "csv" or "f32".
+/// `top` has one entry for each name; `logits` is (N, classes).
+void print(const std::string& format, const std::vector<std::string>& names,
+           const std::vector<std::vector<Prediction>>& top, const std::vector<float>& logits);
+
+/// The share of images whose best class is the label; below a table, else on stderr.
+void print_accuracy(const std::string& format, const std::vector<std::vector<Prediction>>& top,
+                    const std::vector<std::uint8_t>& labels);
+
+}  // namespace nin::tool

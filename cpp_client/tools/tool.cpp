@@ -1,0 +1,224 @@
+#include "tool.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+#include "benchmark.h"
+#include "nin/error.h"
+#include "nin/files.h"
+#include "output.h"
+
+namespace nin::tool {
+namespace {
+
+/// All images of the command line, one after the other.
+struct Inputs {
+  std::vector<std::string> names;
+  std::vector<std::uint8_t> pixels;
+  std::vector<float> images;  ///< for the graph `nin`; one of the two is empty
+};
+
+std::vector<std::uint8_t> read_file(const std::string& path) {
+  if (path == "-") {
+    return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+  }
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) throw Error("it is a folder, expected a file");
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Error("can't open it");
+  std::vector<std::uint8_t> bytes{std::istreambuf_iterator<char>(file),
+                                  std::istreambuf_iterator<char>()};
+  if (file.bad()) throw Error("can't read it");
+  return bytes;
+}
+
+/// Puts the file's name before the reason.
+template <typename Action>
+auto with_name(const std::string& path, Action action) {
+  try {
+    return action();
+  } catch (const Error& error) {
+    throw Error(path + ": " + error.what());
+  }
+}
+
+template <typename T>
+std::size_t take(std::vector<T>& all, const std::vector<T>& found, std::size_t item,
+                 std::size_t limit) {
+  const std::size_t count = limit == 0 ? found.size() / item : std::min(limit, found.size() / item);
+  all.insert(all.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count * item));
+  return count;
+}
+
+void add_file(Inputs& inputs, const std::string& path, std::size_t limit) {
+  const std::vector<std::uint8_t> bytes = read_file(path);
+  if (!is_idx(bytes)) {
+    const auto pixels = decode_image(bytes);
+    inputs.pixels.insert(inputs.pixels.end(), pixels.begin(), pixels.end());
+    inputs.names.push_back(path);
+    return;
+  }
+  const IdxImages found = decode_idx_images(bytes);
+  const std::size_t count = take(inputs.pixels, found.pixels, image_pixels, limit) +
+                            take(inputs.images, found.images, network_pixels, limit);
+  for (std::size_t i = 0; i < count; ++i) {
+    inputs.names.push_back(path + '[' + std::to_string(i) + ']');
+  }
+}
+
+Inputs read_inputs(const Options& options) {
+  Inputs inputs;
+  for (const std::string& path : options.files) {
+    with_name(path, [&] { add_file(inputs, path, options.limit); });
+  }
+  if (!inputs.pixels.empty() && !inputs.images.empty()) {
+    throw Error("pixels and float images can't be classified in one run; name them apart");
+  }
+  if (inputs.names.empty()) throw Error("there is no image in these files");
+  return inputs;
+}
+
+std::vector<std::uint8_t> read_labels(const Options& options, std::size_t images) {
+  auto labels =
+      with_name(options.labels, [&] { return decode_idx_labels(read_file(options.labels)); });
+  if (options.limit != 0 && labels.size() > images) labels.resize(images);
+  if (labels.size() != images) {
+    throw Error(options.labels + ": " + std::to_string(labels.size()) + " labels for " +
+                std::to_string(images) + " images");
+  }
+  return labels;
+}
+
+/// A line on the terminal, if stderr is one, while a long input is worked on.
+class Progress {
+ public:
+  explicit Progress(std::size_t total) : total_(total), shown_(isatty(STDERR_FILENO) == 1) {}
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  ~Progress() {
+    if (shown_) std::fputs("\r\033[K", stderr);
+  }
+  void show(std::size_t done) const {
+    if (shown_) std::fprintf(stderr, "\r%zu of %zu images", done, total_);
+  }
+
+ private:
+  std::size_t total_;
+  bool shown_;
+};
+
+Outputs run_batch(const Backend& backend, const Inputs& inputs, std::size_t start,
+                  std::size_t count) {
+  if (inputs.images.empty()) {
+    return backend.run_pixels(
+        std::span(inputs.pixels).subspan(start * image_pixels, count * image_pixels));
+  }
+  return backend.run_images(
+      std::span(inputs.images).subspan(start * network_pixels, count * network_pixels));
+}
+
+Outputs run_all(const Backend& backend, const Inputs& inputs, std::size_t batch_size) {
+  const Progress progress(inputs.names.size());
+  Outputs all;
+  for (std::size_t start = 0; start < inputs.names.size(); start += batch_size) {
+    progress.show(start);
+    const std::size_t count = std::min(batch_size, inputs.names.size() - start);
+    const Outputs some = run_batch(backend, inputs, start, count);
+    all.logits.insert(all.logits.end(), some.logits.begin(), some.logits.end());
+    all.probabilities.insert(all.probabilities.end(), some.probabilities.begin(),
+                             some.probabilities.end());
+  }
+  return all;
+}
+
+void run_benchmark(const Options& options, const Backend& backend, Inputs inputs) {
+  const std::size_t given = inputs.names.size();
+  if (given < options.batch_size) {
+    throw Error("a batch of " + std::to_string(options.batch_size) + " needs as many images, " +
+                std::to_string(given) + " given");
+  }
+  const auto call = [&] { (void)run_batch(backend, inputs, 0, options.batch_size); };
+  print_measured(measure(call, options.repetitions), options.batch_size, backend.description,
+                 options.format);
+}
+
+}  // namespace
+
+void add_options(CLI::App& app, Options& options) {
+  app.get_formatter()->column_width(30);
+  app.add_option("files", options.files,
+                 "PNG, JPEG, or IDX plain or gzipped; - is the standard input")
+      ->required()
+      ->type_name("");
+  app.add_option("--batch-size", options.batch_size, "images in one call, 1 to 64")
+      ->check(CLI::Range(1, 64))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--top", options.top, "classes to show for each image, best first")
+      ->check(CLI::PositiveNumber)
+      ->type_name("K")
+      ->capture_default_str();
+  app.add_option("--limit", options.limit, "only the first N images of every IDX file")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  app.add_option("--format", options.format,
+                 "table, json, csv, or f32: raw logits, row by row, little-endian")
+      ->check(CLI::IsMember({"table", "json", "csv", "f32"}))
+      ->type_name("F")
+      ->capture_default_str();
+  app.add_option("--labels", options.labels,
+                 "IDX file of the true classes: the accuracy too, on stderr but for a table")
+      ->type_name("FILE");
+  app.add_flag("--benchmark", options.benchmark,
+               "time calls on the first batch instead: median, p95, images per second");
+  app.add_option("--repetitions", options.repetitions, "timed calls of the benchmark")
+      ->check(CLI::Range(1, 1'000'000))
+      ->type_name("N")
+      ->capture_default_str();
+}
+
+void classify_files(const Options& options, const std::function<Backend()>& open) {
+  if (options.benchmark && options.format != "table" && options.format != "json") {
+    throw Error("--benchmark prints a table or json, not " + options.format);
+  }
+  const Inputs inputs = read_inputs(options);
+  std::vector<std::uint8_t> labels;
+  if (!options.labels.empty()) labels = read_labels(options, inputs.names.size());
+  const Backend backend = open();
+  if (options.benchmark) {
+    run_benchmark(options, backend, inputs);
+    return;
+  }
+  const Outputs outputs = run_all(backend, inputs, options.batch_size);
+  const auto top = top_predictions(outputs.probabilities, backend.labels, options.top);
+  print(options.format, inputs.names, top, outputs.logits);
+  if (!options.labels.empty()) print_accuracy(options.format, top, labels);
+}
+
+int run(CLI::App& app, int argc, char** argv, const std::function<void()>& action) {
+  app.footer("Exit codes: 0 fine, 2 wrong usage or input, with the reason in one line.");
+  try {
+    app.parse(argc, argv);
+    action();
+    std::cout.flush();
+    if (!std::cout) throw Error("can't write the results to the standard output");
+    return 0;
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "error: " << error.what() << "; see " << app.get_name() << " --help\n";
+  } catch (const Error& error) {
+    std::cerr << "error: " << error.what() << '\n';
+  } catch (const std::bad_alloc&) {
+    std::cerr << "error: not enough memory for these files\n";
+  }
+  return 2;
+}
+
+}  // namespace nin::tool

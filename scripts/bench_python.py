@@ -1,0 +1,103 @@
+"""The Python side of bench_cpp.py: one setting in a process of its own, told as JSON.
+
+python scripts/bench_python.py torchscript 16 50    # batches of 16, 50 timed calls
+
+It imports what such a program needs and no more, since its start is measured too.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from nin.paths import ARTIFACTS, WEIGHTS
+
+WARMUP = 10  # as nin_classify's
+
+Call = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def main() -> None:
+    setting, batch, repetitions = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    call = SETTINGS[setting]()
+    pixels = torch.randint(256, (batch, 28, 28), dtype=torch.uint8)
+    with torch.inference_mode():
+        first_ms = timed_ms(call, pixels)
+        measured = {"first_ms": first_ms}
+        if repetitions:
+            for _ in range(WARMUP - 1):
+                call(pixels)
+            times = sorted(timed_ms(call, pixels) for _ in range(repetitions))
+            measured["median_ms"] = times[(len(times) - 1) // 2]
+            measured["p95_ms"] = times[-(-95 * len(times) // 100) - 1]
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        measured["peak_memory_mib"] = memory / 1024
+        if repetitions:
+            measured["logit_error"], measured["budget"] = golden_error(call)
+    print(json.dumps(measured))
+
+
+def timed_ms(call: Call, pixels: torch.Tensor) -> float:
+    start = time.perf_counter()
+    call(pixels)
+    return (time.perf_counter() - start) * 1000
+
+
+def golden_error(call: Call) -> tuple[float, float]:
+    """The largest error on the golden vectors of the artifact, and what is allowed."""
+    files = {"golden": ""}
+    torch.jit.load(ARTIFACTS / "fashion_mnist.pt", _extra_files=files)
+    from nin.reference import Reference
+
+    golden = Reference.from_json(files["golden"])
+    found = call(torch.tensor(golden.pixels))[0].float().numpy()
+    return float(abs(found - golden.outputs["logits"]).max()), golden.budget["logits"]
+
+
+def torchscript() -> torch.jit.ScriptModule:
+    return torch.jit.load(ARTIFACTS / "fashion_mnist.pt")
+
+
+def eager() -> torch.nn.Module:
+    from nin.checkpoint import load_checkpoint
+    from nin.classifier import Classifier
+
+    return Classifier(load_checkpoint(WEIGHTS).network).eval()
+
+
+def traced(module: torch.nn.Module) -> torch.jit.ScriptModule:
+    with torch.inference_mode():
+        pixels = torch.zeros(2, 28, 28, dtype=torch.uint8)
+        return torch.jit.freeze(torch.jit.trace(module, pixels))
+
+
+def optimized() -> torch.jit.ScriptModule:
+    return torch.jit.optimize_for_inference(torchscript())
+
+
+def without_profiling() -> torch.jit.ScriptModule:
+    torch._C._set_graph_executor_optimize(False)
+    return optimized()
+
+
+def one_thread() -> torch.jit.ScriptModule:
+    torch.set_num_threads(1)
+    return optimized()
+
+
+SETTINGS: dict[str, Callable[[], Call]] = {
+    "eager": eager,
+    "torchscript": torchscript,
+    "channels-last": lambda: traced(eager().to(memory_format=torch.channels_last)),
+    "bf16": lambda: traced(eager().bfloat16()),
+    "optimize_for_inference": optimized,
+    "the same, no profiling": without_profiling,
+    "the same, one thread": one_thread,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds the C++ library and tools: `scripts/build_cpp.sh [PRESET]`, release if not given, which the
+# Makefile calls. Debian packages that are missing are installed where that is allowed, else the
+# command is printed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=${1:-release}
+packages="cmake g++ make libcli11-dev libcurl4-openssl-dev libgtest-dev libstb-dev nlohmann-json3-dev zlib1g-dev"
+[ "$preset" = fuzz ] && packages+=" clang libclang-rt-14-dev"
+
+fail() { echo "build_cpp: $*" >&2; exit 2; }
+
+if command -v dpkg-query > /dev/null; then  # elsewhere CMake says what it doesn't find
+  missing=
+  for package in $packages; do
+    dpkg-query --show --showformat '${db:Status-Status}' "$package" 2> /dev/null | grep -qx installed \
+      || missing+=" $package"
+  done
+  if [ -n "$missing" ]; then
+    [ "$(id -u)" = 0 ] || fail "missing packages; run: sudo apt-get install$missing"
+    echo "==> Installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update && apt-get install --yes --no-install-recommends $missing; } > /dev/null \
+      || fail "can't install the packages; try: apt-get install$missing"
+  fi
+fi
+command -v cmake > /dev/null || fail "no cmake found; docs/cpp.md lists what the build needs"
+
+start=$SECONDS
+cd cpp_client
+# the environment's python3 first: its torch wheel is the LibTorch that is found
+PATH="$PWD/../.venv/bin:$PATH" cmake --preset "$preset" --log-level=WARNING > /dev/null
+cmake --build --preset "$preset" --parallel "$(getconf _NPROCESSORS_ONLN)" \
+  | { grep --line-buffered -v 'Built target' || true; }
+echo "==> cpp_client/build/$preset ready after $((SECONDS - start)) s"

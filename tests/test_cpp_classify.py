@@ -1,0 +1,341 @@
+"""`nin_classify` as a user runs it. That the gate is open to it is in test_parity.py."""
+
+import gzip
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from nin.contract import GRAPHS, LABELS, Graph
+from nin.data import encode_idx
+from nin.errors import InputError
+from nin.images import encode_png
+from nin.paths import CPP_TOOLS, DATA, WEIGHTS
+from nin.reference import Reference, graph_input
+from nin.runtimes import open_runtime
+from nin.torchscript_export import read_torchscript_texts
+from tests.conftest import Ended
+
+TEST_IMAGES = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
+TEST_LABELS = DATA / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz"
+
+Classify = Callable[..., Ended]
+
+
+@pytest.fixture
+def classify(cpp_build: Path, artifacts: Path) -> Classify:
+    """Runs the program on the session's classifier unless another --model is given."""
+
+    def run(*options: object, stdin: bytes = b"") -> Ended:
+        command = [cpp_build / "tools" / "nin_classify", *map(str, options)]
+        if "--model" not in options:
+            command += ["--model", artifacts / "fashion_mnist.pt"]
+        ended = subprocess.run(command, input=stdin, capture_output=True)
+        return Ended(ended.returncode, ended.stdout.decode("latin-1"), ended.stderr.decode())
+
+    return run
+
+
+def refused(ended: Ended, *parts: str) -> None:
+    """A person's mistake: exit code 2, one line that says what, nothing on stdout."""
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    for part in parts:
+        assert part in ended.err
+
+
+@pytest.fixture
+def pictures(pixels: NDArray[np.uint8], tmp_path: Path) -> list[Path]:
+    """The first three test images as PNG files."""
+    files = [tmp_path / f"{name}.png" for name in ("boot", "pullover", "trouser")]
+    for file, image in zip(files, pixels, strict=False):
+        file.write_bytes(encode_png(image))
+    return files
+
+
+# --- the numbers ---
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+def test_raw_logits_of_pixels_are_within_the_budget(
+    classify: Classify, artifacts: Path, reference: Reference, graph: Graph
+) -> None:
+    """The network's file too: its preprocessing is done in C++ then."""
+    idx = encode_idx(reference.pixels)
+    model = ("--model", artifacts / f"{graph.name}.pt")
+    ended = classify("-", "--format", "f32", "--batch-size", 7, *model, stdin=idx)
+    assert (ended.code, ended.err) == (0, "")
+    logits = np.frombuffer(ended.out.encode("latin-1"), "<f4").reshape(-1, len(LABELS))
+    assert np.abs(logits - reference.outputs["logits"]).max() <= reference.budget["logits"]
+
+
+def test_preprocessing_is_that_of_python(
+    classify: Classify, artifacts: Path, reference: Reference
+) -> None:
+    """Pixels, and the images that Python makes of them, give the same to the last digits."""
+    options = ("-", "--format", "f32", "--model", artifacts / "nin.pt")
+    few = reference.pixels[:8]
+    images = encode_idx(graph_input(GRAPHS["nin"], few))
+    both = [classify(*options, stdin=data).out for data in (encode_idx(few), images)]
+    one, other = (np.frombuffer(out.encode("latin-1"), "<f4") for out in both)
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_json_and_csv_have_the_same_numbers(classify: Classify) -> None:
+    options = (TEST_IMAGES, "--limit", 4, "--top", 3)
+    images = json.loads(classify(*options, "--format", "json").out)
+    assert [image["image"] for image in images] == [f"{TEST_IMAGES}[{i}]" for i in range(4)]
+    logits = np.array([image["logits"] for image in images], np.float32)
+    raw = classify(*options, "--format", "f32").out.encode("latin-1")
+    assert logits.tobytes() == raw
+    header, *lines = classify(*options, "--format", "csv").out.splitlines()
+    assert header == "image,rank,index,label,probability"
+    found = [
+        (f"{image['image']},{rank},{p['index']},{p['label']}", p["probability"])
+        for image in images
+        for rank, p in enumerate(image["predictions"], 1)
+    ]
+    assert [line.rpartition(",")[0] for line in lines] == [start for start, _ in found]
+    for line, (_, probability) in zip(lines, found, strict=True):
+        assert float(line.rpartition(",")[2]) == pytest.approx(probability, rel=1e-7)
+
+
+# --- as a user ---
+
+
+def test_classifies_pictures(classify: Classify, pictures: list[Path]) -> None:
+    ended = classify(*pictures)
+    assert (ended.code, ended.err) == (0, "")
+    header, rule, *rows = ended.out.splitlines()
+    assert header.split("|")[1:4] == [f" {'image':<{len(str(pictures[1]))}} ", " prediction ",
+                                      " probability "]  # fmt: skip
+    assert set(rule) <= set("|-:")
+    assert [row.split("|")[2].strip() for row in rows] == ["Ankle boot", "Pullover", "Trouser"]
+
+
+def test_prints_the_accuracy(classify: Classify, labels: NDArray[np.uint8]) -> None:
+    options = (TEST_IMAGES, "--labels", TEST_LABELS, "--limit", 50)
+    ended = classify(*options)
+    assert ended.out.splitlines()[-1].endswith("of 50 images")
+    csv = classify(*options, "--format", "csv")
+    assert csv.err == ended.out.splitlines()[-1] + "\n"  # stdout is for the data
+    best = [int(line.split(",")[2]) for line in csv.out.splitlines()[1:]]
+    share = (np.array(best) == labels[:50]).mean()
+    assert f"accuracy {share:.4f}, " in csv.err
+
+
+def test_benchmark_measures(classify: Classify) -> None:
+    options = (TEST_IMAGES, "--limit", 4, "--benchmark", "--batch-size", 2, "--repetitions", 5)
+    measured = json.loads(classify(*options, "--format", "json").out)
+    assert measured["repetitions"] == 5
+    assert 0 < measured["median_ms"] <= measured["p95_ms"]
+    rate = 2000 / measured["median_ms"]
+    assert measured["images_per_second"] == pytest.approx(rate)
+    assert measured["peak_memory_mib"] > 20
+    assert "median" in classify(*options).out
+    refused(classify(*options, "--format", "csv"), "--benchmark prints a table or json")
+    refused(classify(TEST_IMAGES, "--limit", 1, "--benchmark"), "a batch of 16 needs as many")
+
+
+def test_shows_progress_on_a_terminal_only(cpp_build: Path, artifacts: Path) -> None:
+    if shutil.which("script") is None:
+        pytest.skip("needs util-linux's script, which makes a terminal")
+    command = f"{cpp_build}/tools/nin_classify {TEST_IMAGES} --limit 40"
+    command += f" --model {artifacts}/fashion_mnist.pt"
+    shown = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True)
+    assert "16 of 40 images" in shown.stdout
+
+
+def test_help_shows_defaults(classify: Classify) -> None:
+    ended = classify("--help")
+    assert (ended.code, ended.err) == (0, "")
+    for text in ("--batch-size", "=16", "Exit codes: 0 fine, 2"):
+        assert text in ended.out
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ((), "files is required"),
+        (("a.png", "--nonsense"), "--nonsense"),
+        (("a.png", "--batch-size", "0"), "--batch-size"),
+        (("a.png", "--batch-size", "65"), "--batch-size"),
+        (("a.png", "--top", "x"), "--top"),
+        (("a.png", "--threads", "0"), "--threads"),
+        (("a.png", "--format", "xml"), "--format"),
+        (("no-such.png",), "no-such.png: can't open it"),
+        (("/",), "/: it is a folder"),
+        ((TEST_IMAGES, "--top", 11), "the 11 best classes; there are 10"),
+        ((TEST_IMAGES, "--device", "tpu"), "unknown device 'tpu'; expected cpu, cuda or cuda:N"),
+        ((TEST_IMAGES, "--model", "no/such.pt"), "no model file at no/such.pt"),
+        ((TEST_IMAGES, "--model", TEST_IMAGES), "is not a whole TorchScript file"),
+        ((TEST_IMAGES, "--labels", "none"), "none: can't open it"),
+        ((TEST_IMAGES, "--labels", TEST_IMAGES), "not an IDX file of labels"),
+    ],
+)
+def test_wrong_usage(classify: Classify, options: tuple[object, ...], reason: str) -> None:
+    refused(classify(*options), reason)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+def test_says_that_there_is_no_cuda_device(classify: Classify, device: str) -> None:
+    refused(classify(TEST_IMAGES, "--device", device), f"no device {device}: 0 CUDA devices found")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"hello", "not a PNG or JPEG file"),
+        (b"\0\0\x08\x01\0\0\0\x01\0", "its header is"),
+        (b"\0\0\x08\x03" + bytes([0, 0, 0, 1, 0, 0, 0, 27, 0, 0, 0, 28]), "27, 28"),
+        (b"\0\0\x08\x03" + bytes([0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28]), "promises 9 images"),
+        (b"\0\0\x08\x03\xff\xff\xff\xff\0\0\0\x1c\0\0\0\x1c", "promises 4294967295 images"),
+        (b"\x1f\x8b\x08nonsense", "can't decompress"),
+        (encode_idx(np.zeros((0, 28, 28), np.uint8)), "no image"),
+    ],
+    ids=["empty", "text", "labels", "other size", "short", "huge", "gzip", "no images"],
+)
+def test_files_that_are_no_images(
+    classify: Classify, data: bytes, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    refused(classify(path), reason)
+    refused(classify("-", stdin=data), reason)
+
+
+def test_truncated_images(classify: Classify, pictures: list[Path], tmp_path: Path) -> None:
+    idx = gzip.compress(encode_idx(np.zeros((5, 28, 28), np.uint8)))
+    for whole in (pictures[0].read_bytes(), idx):
+        for tenth in range(1, 10):
+            (tmp_path / "cut").write_bytes(whole[: len(whole) * tenth // 10])
+            refused(classify(tmp_path / "cut"), f"{tmp_path}/cut: ")
+
+
+def test_labels_of_another_count(classify: Classify, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(b"\0\0\x08\x01\0\0\0\x02\x01\x02")
+    options = ("--limit", 3, "--labels", tmp_path / "labels")
+    refused(classify(TEST_IMAGES, *options), "2 labels for 3 images")
+    refused(classify(TEST_IMAGES, "--labels", tmp_path / "labels"), "2 labels for 10000 images")
+
+
+def test_pixels_and_floats_do_not_mix(classify: Classify, tmp_path: Path) -> None:
+    (tmp_path / "floats").write_bytes(encode_idx(np.zeros((1, 1, 224, 224), np.float32)))
+    refused(classify(tmp_path / "floats"), "the graph fashion_mnist takes pixels, not images")
+    refused(classify(tmp_path / "floats", TEST_IMAGES, "--limit", 1), "can't be classified in one")
+
+
+def test_a_full_disk(cpp_build: Path, artifacts: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = [cpp_build / "tools" / "nin_classify", TEST_IMAGES, "--limit", "1"]
+    command += ["--model", artifacts / "fashion_mnist.pt"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert "can't write the results" in ended.stderr
+
+
+# --- damaged models ---
+
+
+def changed_copy(model: Path, target: Path, record: str, change: Callable[[bytes], bytes]) -> Path:
+    """A copy of a TorchScript archive with one record changed."""
+    reader = torch._C.PyTorchFileReader(str(model))
+    writer = torch._C.PyTorchFileWriter(str(target))
+    for name in reader.get_all_records():
+        if name not in ("version", ".data/serialization_id"):  # the writer adds its own
+            data = reader.get_record(name)
+            data = change(data) if name == record else data
+            writer.write_record(name, data, len(data))
+    writer.write_end_of_file()
+    return target
+
+
+def test_models_truncated_at_every_tenth(
+    classify: Classify, artifacts: Path, tmp_path: Path
+) -> None:
+    whole = (artifacts / "nin.pt").read_bytes()
+    for tenth in range(10):
+        cut = tmp_path / "cut.pt"
+        cut.write_bytes(whole[: len(whole) * tenth // 10])
+        refused(classify(TEST_IMAGES, "--limit", 1, "--model", cut), f"{cut} is not a ")
+
+
+def test_models_of_another_contract(classify: Classify, artifacts: Path, tmp_path: Path) -> None:
+    texts = read_torchscript_texts((artifacts / "nin.pt").read_bytes())
+    other = json.loads(texts["contract"]) | {"max_batch": 8}
+    for key, text, reason in (
+        ("contract", json.dumps(other), "its contract is"),
+        ("contract", "{", "its metadata can't be read"),
+        ("labels", json.dumps(LABELS[1:]), "its contract is"),
+        ("golden", "{}", "its metadata can't be read"),
+        ("weights_sha256", "", "it carries no weights_sha256"),
+    ):
+        record, data = f"extra/{key}", text.encode()
+        changed = changed_copy(
+            artifacts / "nin.pt", tmp_path / "other.pt", record, lambda _, data=data: data
+        )
+        refused(classify(TEST_IMAGES, "--limit", 1, "--model", changed), f"{changed}: ", reason)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "foreign.pt")
+    refused(
+        classify(TEST_IMAGES, "--limit", 1, "--model", tmp_path / "foreign.pt"),
+        "it carries no labels; export it with this project",
+    )
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_golden_vectors_catch_tampered_weights(
+    classify: Classify, artifacts: Path, tmp_path: Path, graph: str
+) -> None:
+    """Every layer's weights: one value of each made large."""
+    model = artifacts / f"{graph}.pt"
+    reader = torch._C.PyTorchFileReader(str(model))
+    tensors = [r for r in reader.get_all_records() if r.startswith("constants/") and "pkl" not in r]
+    assert len(tensors) > 10
+    large = np.array([50], "<f4").tobytes()
+    for record in tensors[:: max(1, len(tensors) // 6)]:
+        changed = changed_copy(
+            model, tmp_path / "tampered.pt", record, lambda data: large + data[4:]
+        )
+        options = (TEST_IMAGES, "--limit", 1, "--model", changed)
+        refused(classify(*options), "golden vectors: ", "the file is damaged")
+        assert classify(*options, "--no-replay").code == 0
+
+
+def test_models_with_flipped_bytes_never_crash(
+    classify: Classify, artifacts: Path, tmp_path: Path
+) -> None:
+    """In the archive's directory and code, where LibTorch reads what it must not trust."""
+    whole = bytearray((artifacts / "fashion_mnist.pt").read_bytes())
+    random = np.random.default_rng(0)
+    places = [*random.integers(0, 4000, 8), *(len(whole) - random.integers(1, 4000, 8))]
+    for place in places:
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        (tmp_path / "flipped.pt").write_bytes(broken)
+        ended = classify(TEST_IMAGES, "--limit", 1, "--model", tmp_path / "flipped.pt")
+        assert ended.code in (0, 2), ended
+        assert ended.err.count("\n") == ended.code // 2
+
+
+def test_the_adapter_says_what_to_do(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("nin.runtimes.cpp.CPP_TOOLS", tmp_path)
+    with pytest.raises(InputError, match="no nin_classify in .*; build it by `make cpp`"):
+        open_runtime("libtorch", GRAPHS["nin"], artifacts=artifacts, weights=WEIGHTS)
+    assert tmp_path != CPP_TOOLS
