@@ -9,7 +9,8 @@ export ORT_DISABLE_TELEMETRY := 1
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: cpp  ## export, prove, serve, classify real images
+demo: .venv/complete  ## export, prove, serve, classify real images
+	@scripts/build_cpp.sh || echo "==> The demo goes on without C++"
 	@$(RUN) scripts/demo.py
 
 test: check cpp  ## lint, types and all tests
@@ -41,11 +42,12 @@ serve: .venv/complete  ## serve model_repository/ with the embedded Triton
 	@ls -d model_repository/fashion_mnist/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory publish
 	@exec $(RUN) scripts/serve.py
 
-bench: .venv/complete  ## the embedded Triton against onnxruntime in process
+bench: cpp  ## serving against onnxruntime in process, and C++ against Python
 	@$(RUN) scripts/bench_serving.py
+	@$(RUN) scripts/bench_cpp.py
 
 clean:  ## remove what can be made again, the environment included
-	rm -rf artifacts .venv .triton .mypy_cache .pytest_cache .ruff_cache
+	rm -rf artifacts .venv .triton cpp_client/build .mypy_cache .pytest_cache .ruff_cache
 
 .venv/complete: pyproject.toml constraints.txt scripts/bootstrap.sh
 	@scripts/bootstrap.sh

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 preset=${1:-release}
-packages="cmake g++ make libcli11-dev libcurl4-openssl-dev libgtest-dev libstb-dev nlohmann-json3-dev zlib1g-dev"
+packages="cmake g++ make libcli11-dev libcurl4-openssl-dev libgtest-dev libpng-dev libturbojpeg0-dev nlohmann-json3-dev pkg-config zlib1g-dev"
 [ "$preset" = fuzz ] && packages+=" clang libclang-rt-14-dev"
 
 fail() { echo "build_cpp: $*" >&2; exit 2; }
@@ -28,8 +28,7 @@ command -v cmake > /dev/null || fail "no cmake found; docs/cpp.md lists what the
 
 start=$SECONDS
 cd cpp_client
-# the environment's python3 first: its torch wheel is the LibTorch that is found
-PATH="$PWD/../.venv/bin:$PATH" cmake --preset "$preset" --log-level=WARNING > /dev/null
+cmake --preset "$preset" --log-level=WARNING > /dev/null
 cmake --build --preset "$preset" --parallel "$(getconf _NPROCESSORS_ONLN)" \
   | { grep --line-buffered -v 'Built target' || true; }
 echo "==> cpp_client/build/$preset ready after $((SECONDS - start)) s"

@@ -1,4 +1,4 @@
-"""The main job in one go: export the shipped weights, prove the exports equal, serve and use them.
+"""The main job in one go: export the shipped weights, prove the exports, serve and use them.
 
 python scripts/demo.py    # or `make demo`, which makes the environment first
 """
@@ -22,8 +22,9 @@ from nin.contract import FASHION_MNIST, LABELS
 from nin.data import load
 from nin.errors import CheckError, InputError
 from nin.images import encode_png
-from nin.paths import ARTIFACTS, DATA, ROOT, WEIGHTS
+from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, ROOT, WEIGHTS
 from nin.runtimes import open_runtime
+from nin.runtimes.cpp import cpp_tools_are_built
 from nin.triton.server import PORTS, RELEASE, find_tritonserver, serve
 
 PICTURE = "demo.png"
@@ -39,11 +40,11 @@ def main() -> None:
     output = args.output.resolve()
     os.chdir(ROOT)  # where the commands that it shows are typed
     start = time.perf_counter()
-    with step("1/5 Export the trained network to ONNX"):
+    with step("1/6 Export the trained network to ONNX"):
         script("export/to_onnx.py", "--output", short(output))
-    with step("2/5 Export it to TorchScript"):
+    with step("2/6 Export it to TorchScript"):
         script("export/to_torchscript.py", "--output", short(output))
-    with step("3/5 The parity gate: does every runtime, and the server, answer like the network?"):
+    with step("3/6 The parity gate: does every runtime, and the server, answer like the network?"):
         script(
             "export/verify.py",
             *("--images", str(args.images or "all")),
@@ -52,14 +53,24 @@ def main() -> None:
         )
     pixels, labels = load("test")
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in range(len(LABELS))]
-    with step("4/5 Serve them with Triton, and ask it over HTTP and gRPC"):
+    files = [output / "images" / f"test-{index}.png" for index in firsts]
+    for index, file in zip(firsts, files, strict=True):
+        write_atomically(file, encode_png(pixels[index]))
+    pictures = list(map(short, files))
+    with step("4/6 Serve them with Triton, and ask it over HTTP and gRPC, from Python and C++"):
         try:
             find_tritonserver()
         except InputError as error:
             print(f"left out: {error}")
         else:
-            ask_server(output, pixels, firsts)
-    with step("5/5 Draw the first test image of every class with its prediction"):
+            ask_server(output, pictures)
+    with step("5/6 Classify in C++, without Python and without a server"):
+        if cpp_tools_are_built():
+            model = output / f"{FASHION_MNIST.name}.pt"
+            tool("nin_classify", *pictures, "--model", short(model))
+        else:
+            print("left out: the C++ tools aren't built; see `make cpp`")
+    with step("6/6 Draw the first test image of every class with its prediction"):
         runtime = open_runtime("onnxruntime", FASHION_MNIST, artifacts=output, weights=WEIGHTS)
         probabilities = runtime(pixels[firsts])["probabilities"]
         draw(pixels[firsts], labels[firsts], probabilities, output / PICTURE)
@@ -83,20 +94,27 @@ def script(path: str, *options: str) -> None:
         raise failure(f"{path} ended with exit code {code}")
 
 
-def ask_server(output: Path, pixels: NDArray[np.uint8], indices: list[int]) -> None:
+def tool(name: str, *options: str) -> None:
+    """Runs one of the C++ programs as a person would."""
+    path = CPP_TOOLS / name
+    print(f"$ {shlex.join([short(path), *options])}", flush=True)
+    if code := subprocess.run([path, *options]).returncode:
+        raise CheckError(f"{name} ended with exit code {code}")
+
+
+def ask_server(output: Path, pictures: list[str]) -> None:
     """Publishes the exports, serves them, and classifies PNG files and an IDX file."""
-    repository, images = output / "model_repository", output / "images"
+    repository = output / "model_repository"
     options = ("--artifacts", short(output), "--repository", short(repository), "--keep", "2")
     script("export/to_triton.py", *options)
-    files = [images / f"test-{index}.png" for index in indices]
-    for index, file in zip(indices, files, strict=True):
-        write_atomically(file, encode_png(pixels[index]))
-    idx = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
+    idx = short(DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz")
     with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server:
         print(f"Triton {RELEASE} is ready on {server.http} (HTTP) and {server.grpc} (gRPC)")
-        script("scripts/classify.py", *map(short, files), "--url", server.http)
+        script("scripts/classify.py", *pictures, "--url", server.http)
         grpc = ("--protocol", "grpc", "--url", server.grpc)
-        script("scripts/classify.py", short(idx), "--limit", "3", "--top", "3", *grpc)
+        script("scripts/classify.py", idx, "--limit", "3", "--top", "3", *grpc)
+        if cpp_tools_are_built():
+            tool("nin_triton", idx, "--limit", "3", "--top", "3", "--url", server.http)
     print("The server has stopped.")
 
 

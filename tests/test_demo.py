@@ -6,7 +6,7 @@ from pathlib import Path
 from nin.paths import ROOT
 
 
-def test_exports_proves_serves_and_shows(embedded: None, tmp_path: Path) -> None:
+def test_exports_proves_serves_and_shows(embedded: None, cpp_build: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/demo.py"), "--images", "16"]
     shown = subprocess.run(
         [*command, "--output", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
@@ -14,12 +14,16 @@ def test_exports_proves_serves_and_shows(embedded: None, tmp_path: Path) -> None
     assert (shown.returncode, shown.stderr) == (0, "")
     for text in (
         "The gate is open",
+        "| fashion_mnist       | libtorch                | pass ",
+        "| fashion_mnist       | triton-cpp pytorch      | pass ",
         "| fashion_mnist_image | triton-grpc ensemble    | pass ",
         "version 1 of nin_onnx, nin_torchscript",
         "test-19.png | T-shirt/top |",
         "t10k-images-idx3-ubyte.gz[1] | Pullover   | ",
+        "$ cpp_client/build/release/tools/nin_triton data/",
         "The server has stopped.",
-        "==> 5/5",
+        "$ cpp_client/build/release/tools/nin_classify ",
+        "==> 6/6",
         "Done in",
     ):
         assert text in shown.stdout
@@ -33,4 +37,4 @@ def test_ends_where_a_step_fails(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert shown.returncode == 2
     assert "error: export/to_onnx.py ended with exit code 2" in shown.stderr
-    assert "2/5" not in shown.stdout
+    assert "2/6" not in shown.stdout

@@ -16,16 +16,15 @@ endforeach()
 list(APPEND _LibTorch_hints ${LibTorch_HINT})
 
 if(NOT LibTorch_ROOT AND NOT LibTorch_INCLUDE_DIR)
-  find_program(LibTorch_PYTHON python3)
-  mark_as_advanced(LibTorch_PYTHON)
-  if(LibTorch_PYTHON)
+  find_program(_LibTorch_python python3 NO_CACHE)
+  if(_LibTorch_python)
     set(_LibTorch_code [[
 from importlib.util import find_spec
 torch = find_spec("torch")
 print(torch.submodule_search_locations[0] if torch else "")
 ]])
     execute_process(
-      COMMAND "${LibTorch_PYTHON}" -c "${_LibTorch_code}"
+      COMMAND "${_LibTorch_python}" -c "${_LibTorch_code}"
       OUTPUT_VARIABLE _LibTorch_wheel
       OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
     list(APPEND _LibTorch_hints ${_LibTorch_wheel})

@@ -3,17 +3,16 @@
 
 #include <zlib.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "bytes.h"
-#include "jpeg.h"
+#include "jpeg_file.h"
 #include "nin/error.h"
 #include "nin/files.h"
-#include "png.h"
+#include "png_file.h"
 
 namespace {
 
@@ -35,19 +34,14 @@ void correct_checksums(std::span<std::uint8_t> png) {
   }
 }
 
-bool is_png(nin::Bytes file) {
-  const auto equal = [](std::uint8_t byte, char c) { return byte == static_cast<std::uint8_t>(c); };
-  return file.size() >= nin::png_magic.size() &&
-         std::ranges::equal(file.first(nin::png_magic.size()), nin::png_magic, equal);
-}
+bool is_png(nin::Bytes file) { return nin::starts_with(file, nin::png_magic); }
 
 bool is_small(nin::Bytes file) {
-  if (is_png(file)) {
-    const nin::PngFile png = nin::parse_png(file);
-    return png.width * png.height <= max_pixels;
+  if (is_png(file) && file.size() >= 24) {
+    return std::uint64_t{nin::read_u32(file, 16)} * nin::read_u32(file, 20) <= max_pixels;
   }
-  if (file.size() < nin::jpeg_magic.size() || file[0] != 0xFF) return true;
-  const nin::JpegFile jpeg = nin::parse_jpeg(file);
+  if (!nin::starts_with(file, nin::jpeg_magic)) return true;
+  const nin::JpegHeader jpeg = nin::read_jpeg_header(file);
   return jpeg.width * jpeg.height <= max_pixels;
 }
 

@@ -227,7 +227,7 @@ struct Classifier::Impl {
   }
 
   torch::Device device;
-  mutable torch::jit::Module module;
+  torch::jit::Module module;
   Metadata metadata;
 };
 

@@ -63,7 +63,7 @@ class Source {
 
   bool zipped_;
   Bytes rest_;
-  Inflater inflater_{Inflater::Format::gzip};
+  Inflater inflater_;
 };
 
 /// A kind of IDX file: its magic number, and what comes after it and the count.

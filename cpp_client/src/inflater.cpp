@@ -20,8 +20,9 @@ void require_success(int status, const z_stream& stream) {
 
 }  // namespace
 
-Inflater::Inflater(Format format) {
-  require_success(inflateInit2(&stream_, static_cast<int>(format)), stream_);
+Inflater::Inflater() {
+  constexpr int gzip = MAX_WBITS + 16;
+  require_success(inflateInit2(&stream_, gzip), stream_);
 }
 
 Inflater::~Inflater() { inflateEnd(&stream_); }

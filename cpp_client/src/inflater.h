@@ -10,13 +10,11 @@
 
 namespace nin {
 
-/// Decompresses a zlib or gzip stream, no further than it is asked to: what a small file expands
+/// Decompresses a gzip stream, no further than it is asked to: what a small file expands
 /// to is bounded by its reader. Neither copyable nor movable, as zlib's state isn't.
 class Inflater {
  public:
-  enum class Format { zlib = MAX_WBITS, gzip = MAX_WBITS + 16 };
-
-  explicit Inflater(Format format);
+  Inflater();
   ~Inflater();
   Inflater(const Inflater&) = delete;
   Inflater& operator=(const Inflater&) = delete;

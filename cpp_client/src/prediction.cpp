@@ -1,6 +1,7 @@
 #include "nin/prediction.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "nin/error.h"
@@ -12,9 +13,12 @@ std::vector<Prediction> top_of_one(std::span<const float> probabilities,
                                    const std::vector<std::string>& labels, std::size_t k) {
   std::vector<std::size_t> order(probabilities.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
+  const auto rank = [&](std::size_t i) {  // NaN, which has no order, comes last
+    return std::isnan(probabilities[i]) ? -1.0F : probabilities[i];
+  };
   const auto end = order.begin() + static_cast<std::ptrdiff_t>(k);
   std::partial_sort(order.begin(), end, order.end(), [&](std::size_t a, std::size_t b) {
-    return probabilities[a] != probabilities[b] ? probabilities[a] > probabilities[b] : a < b;
+    return rank(a) != rank(b) ? rank(a) > rank(b) : a < b;
   });
   std::vector<Prediction> best;
   best.reserve(k);

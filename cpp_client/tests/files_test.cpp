@@ -227,24 +227,33 @@ TEST(Files, SaysHowAPngIsDamaged) {
   const Png png{.rows = repeat(28, 28, {9})};
   Buffer file = encode(png);
   file[file.size() - 14] ^= 1;  // in the checksum of IDAT
-  EXPECT_EQ(image_error(file), "the PNG file is damaged: chunk IDAT has a wrong checksum");
-  EXPECT_EQ(image_error(start(png) + chunk("IEND", {})), "the PNG file is damaged: it has no IDAT");
+  EXPECT_EQ(image_error(file), "the PNG file is damaged: IDAT: CRC error");
+  EXPECT_EQ(image_error(start(png) + chunk("IEND", {})),
+            "the PNG file is damaged: IEND: out of place");
   EXPECT_EQ(image_error(encode({.rows = repeat(27, 28, {9})})),
-            "the PNG file is damaged: its IDAT ends before the last row");
+            "the PNG file is damaged: Not enough image data");
   EXPECT_EQ(image_error(start(png) + chunk("IDAT", {9, 9}) + chunk("IEND", {})),
-            "the PNG file is damaged: can't decompress IDAT: incorrect header check");
+            "the PNG file is damaged: IDAT: incorrect header check");
   EXPECT_EQ(image_error(encode({.rows = Buffer(28 * 29, 7)})),
-            "the PNG file is damaged: filter 7 is unknown");
+            "the PNG file is damaged: bad adaptive filter value");
   EXPECT_EQ(image_error(encode({28, 28, 8, 3, repeat(28, 28, {0})})),
-            "the PNG file is damaged: it has no PLTE");
-  EXPECT_EQ(image_error(encode({28, 28, 3, 2, {}})),
-            "the PNG file is damaged: its colour type is 2 with 3 bits");
+            "the PNG file is damaged: IDAT: Missing PLTE before IDAT");
+  EXPECT_EQ(image_error(encode({28, 28, 3, 2, {}})), "the PNG file is damaged: Invalid IHDR data");
   EXPECT_EQ(image_error(encode({28, 28, 8, 0, {}, chunk("tRNS", {1})})),
             "the PNG file is damaged: tRNS has 1 bytes, not 2");
   EXPECT_EQ(image_error(text("\x89PNG\r\n\x1a\n") + chunk("IEND", {})),
-            "the PNG file is damaged: it doesn't begin with IHDR");
+            "the PNG file is damaged: IEND: out of place");
   EXPECT_EQ(image_error(start(png) + chunk("ID\nT", {})),
-            "the PNG file is damaged: a chunk's name isn't four letters");
+            "the PNG file is damaged: ID[0A]T: invalid chunk type");
+}
+
+TEST(Files, SkipsWhatIsNoPartOfAPngsPixels) {
+  const Buffer rows = repeat(28, 28, {9});
+  const Buffer damaged = chunk("iCCP", {1}) + chunk("zTXt", {'a', 0, 0, 1}) + chunk("neWs", {});
+  EXPECT_EQ(decode_image(encode({.rows = rows, .chunks = damaged})), Buffer(784, 9));
+  Buffer file = encode({.rows = rows, .chunks = chunk("tEXt", {1})});
+  file[8 + 25 + 8] ^= 1;  // but what it holds must be what was written
+  EXPECT_EQ(image_error(file), "the PNG file is damaged: tEXt: CRC error");
 }
 
 TEST(Files, RefusesEveryCutOfAPng) {
@@ -281,24 +290,22 @@ TEST(Files, DecodesJpeg) {
 TEST(Files, RefusesEveryCutOfAJpeg) {
   const Buffer file = small_jpeg({});
   for (std::size_t size = 3; size < file.size(); ++size) {
-    EXPECT_EQ(image_error({file.begin(), file.begin() + size}),
-              "the JPEG file is truncated: no end-of-image marker");
+    const std::string error = image_error({file.begin(), file.begin() + size});
+    EXPECT_TRUE(error.starts_with("the JPEG file is damaged: ")) << error;
   }
 }
 
 TEST(Files, SaysHowAJpegIsDamaged) {
+  Buffer file = small_jpeg({});
+  EXPECT_EQ(image_error({file.begin(), file.end() - 2}),
+            "the JPEG file is damaged: Premature end of JPEG file");
   EXPECT_EQ(image_error({0xFF, 0xD8, 0xFF, 0xD9}),
-            "the JPEG file is damaged: it has no image data");
-  EXPECT_EQ(image_error({0xFF, 0xD8, 0xFF, 0xE0, 0, 1, 0xFF, 0xD9}),
-            "the JPEG file is damaged: a segment of 1 bytes");
+            "the JPEG file is damaged: Premature end of JPEG file");
   const Buffer counts(17, 255);
   EXPECT_EQ(image_error(small_jpeg(Buffer{0xFF, 0xC4, 0, 19} + counts)),
-            "the JPEG file is damaged: a Huffman table of 4080 codes");
-  EXPECT_EQ(image_error(small_jpeg({0xFF, 0xC4, 0, 3, 0})),
-            "the JPEG file is damaged: a Huffman table is cut short");
-  Buffer file = small_jpeg({});
-  file[2 + 69 + 9] = 9;  // nine components
-  EXPECT_TRUE(image_error(file).starts_with("the JPEG file can't be decoded: "));
+            "the JPEG file is damaged: Bogus Huffman table definition");
+  file[2 + 69 + 5] = file[2 + 69 + 7] = 0xFF;
+  EXPECT_EQ(image_error(file), "65288x65288 pixels, at most 50000000 are decoded");
 }
 
 TEST(Files, SurvivesWhatFuzzersFound) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "nin/error.h"
 
 namespace {
@@ -27,6 +29,16 @@ TEST(Prediction, OfEqualsTheLowerIndexIsFirst) {
   EXPECT_EQ(top[0][0].index, 1U);
   EXPECT_EQ(top[0][1].index, 2U);
   EXPECT_EQ(top[0][2].index, 0U);
+}
+
+TEST(Prediction, NanComesLast) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> probabilities = {nan, 0.3F, 0.2F, nan, nan, nan};
+  const auto top = nin::top_predictions(probabilities, labels, 3);
+  EXPECT_EQ(top[0][0].index, 1U);
+  EXPECT_EQ(top[0][1].index, 2U);
+  EXPECT_EQ(top[0][2].index, 0U);
+  EXPECT_EQ(top[1][0].index, 0U);
 }
 
 TEST(Prediction, NoImagesGiveNoPredictions) {

@@ -1,14 +1,15 @@
 #include "benchmark.h"
 
 #include <malloc.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <vector>
 
 namespace nin::tool {
@@ -28,10 +29,13 @@ double heap_in_use_kib() {
   return static_cast<double>(info.uordblks + info.hblkhd) / 1024;
 }
 
+/// Linux's own count. getrusage's would be at least the memory of the process that started this.
 double peak_memory_mib() {
-  struct rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<double>(usage.ru_maxrss) / 1024;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+  }
+  return 0;
 }
 
 /// The smallest value that so large a share of all lies at or below.

@@ -18,8 +18,8 @@ inline constexpr std::size_t network_pixels = network_side * network_side;
 /// Decodes a PNG or JPEG file to one image's pixels, as the server's model decode_image does:
 /// the orientation of the EXIF tag applied; transparent pixels over black; grey by ITU-R 601, of
 /// 16 bits the upper 8; the longer edge to 28 pixels (antialiased, bicubic), centred on black.
-/// An image of 28x28 grey pixels stays as it is. PNG gives the same pixels as in Python, bit for
-/// bit; JPEG may differ by a few grey levels, the decoders do.
+/// An image of 28x28 grey pixels stays as it is. The pixels are the same as in Python, bit for bit:
+/// of JPEG, where both decode by libjpeg-turbo, as Pillow's wheels do.
 /// Throws Error where the bytes aren't a whole image, or it has more than 50 million pixels.
 [[nodiscard]] std::vector<std::uint8_t> decode_image(std::span<const std::uint8_t> file);
 

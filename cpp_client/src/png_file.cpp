@@ -1,0 +1,251 @@
+#include "png_file.h"
+
+#include <png.h>
+
+#include <algorithm>
+#include <array>
+#include <csetjmp>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "exif.h"
+#include "nin/error.h"
+
+namespace nin {
+namespace {
+
+[[noreturn]] void damaged(const std::string& how) {
+  throw Error("the PNG file is damaged: " + how);
+}
+
+// --- libpng ---
+
+/// What libpng's callbacks work on. No exception may pass through libpng: they keep the reason.
+struct Source {
+  Bytes rest;
+  bool truncated = false;
+  std::array<char, 128> reason{};
+};
+
+[[noreturn]] void keep_reason(png_structp png, png_const_charp message) {
+  auto* source = static_cast<Source*>(png_get_error_ptr(png));
+  std::snprintf(source->reason.data(), source->reason.size(), "%s", message);
+  png_longjmp(png, 1);
+}
+
+void ignore_warning(png_structp /*png*/, png_const_charp /*message*/) {}
+
+void read_source(png_structp png, png_bytep output, std::size_t size) {
+  auto* source = static_cast<Source*>(png_get_io_ptr(png));
+  source->truncated = size > source->rest.size();
+  if (source->truncated) png_error(png, "");
+  std::memcpy(output, source->rest.data(), size);
+  source->rest = source->rest.subspan(size);
+}
+
+/// Owns libpng's state.
+struct State {
+  explicit State(Source* source)
+      : png(png_create_read_struct(PNG_LIBPNG_VER_STRING, source, keep_reason, ignore_warning)),
+        info(png_create_info_struct(png)) {}
+  ~State() { png_destroy_read_struct(&png, &info, nullptr); }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  png_structp png;
+  png_infop info;
+};
+
+/// A PNG file: what is known of it once its header has been read, and its samples.
+class PngReader {
+ public:
+  explicit PngReader(Bytes file) : source_{file} {
+    if (state_.info == nullptr) throw std::bad_alloc();
+    png_set_read_fn(png_, &source_, read_source);
+    attempt([this] {
+      set_options();
+      png_read_info(png_, info_);
+      depth_ = png_get_bit_depth(png_, info_);
+      png_set_packing(png_);   // a byte for each sample:
+      png_set_strip_16(png_);  // of 16 bits the upper 8
+      png_set_interlace_handling(png_);
+      png_read_update_info(png_, info_);
+    });
+  }
+
+  [[nodiscard]] std::size_t width() const { return png_get_image_width(png_, info_); }
+  [[nodiscard]] std::size_t height() const { return png_get_image_height(png_, info_); }
+  [[nodiscard]] unsigned colour() const { return png_get_color_type(png_, info_); }
+  [[nodiscard]] unsigned depth() const { return depth_; }  ///< bits of a sample in the file
+  [[nodiscard]] std::size_t channels() const { return png_get_channels(png_, info_); }
+  [[nodiscard]] std::size_t row_size() const { return png_get_rowbytes(png_, info_); }
+
+  [[nodiscard]] std::span<const png_color> palette() const {
+    png_colorp colours = nullptr;
+    int count = 0;
+    png_get_PLTE(png_, info_, &colours, &count);
+    return {colours, static_cast<std::size_t>(count)};
+  }
+
+  /// The last chunk of this name, of those that set_options keeps.
+  [[nodiscard]] std::optional<Bytes> chunk(std::string_view name) const {
+    png_unknown_chunkp chunks = nullptr;
+    const auto count = static_cast<std::size_t>(png_get_unknown_chunks(png_, info_, &chunks));
+    std::optional<Bytes> found;
+    for (const png_unknown_chunk& chunk : std::span(chunks, count)) {
+      const std::string_view its_name(reinterpret_cast<const char*>(chunk.name), 4);
+      if (its_name == name) found = Bytes(chunk.data, chunk.size);
+    }
+    return found;
+  }
+
+  /// All samples, a byte each, row by row.
+  [[nodiscard]] std::vector<std::uint8_t> read_samples() {
+    std::vector<std::uint8_t> samples(height() * row_size());
+    std::vector<png_bytep> rows;
+    for (std::size_t y = 0; y < height(); ++y) rows.push_back(samples.data() + y * row_size());
+    attempt([&] { png_read_image(png_, rows.data()); });
+    return samples;
+  }
+
+  /// What comes behind the rows, up to IEND.
+  void read_end() {
+    attempt([this] { png_read_end(png_, info_); });
+  }
+
+ private:
+  void set_options() {
+    // our own limit has been checked
+    png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
+    png_set_crc_action(png_, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+    png_set_option(png_, PNG_MAXIMUM_INFLATE_WINDOW, PNG_OPTION_ON);  // as Pillow
+    // texts and profiles, which may be bombs, are skipped; tRNS and eXIf are kept as they are,
+    // since Pillow uses what libpng would drop
+    constexpr std::array<png_byte, 10> kept = {'t', 'R', 'N', 'S', 0, 'e', 'X', 'I', 'f', 0};
+    png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+    png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_ALWAYS, kept.data(), 2);
+  }
+
+  /// Takes a step, of which libpng may jump out: it must own nothing that has a destructor.
+  template <typename Step>
+  void attempt(Step step) {
+    if (setjmp(png_jmpbuf(png_)) == 0) {
+      step();
+    } else {
+      fail();
+    }
+  }
+
+  [[noreturn]] void fail() {
+    if (source_.truncated) throw Error("the PNG file is truncated");
+    damaged(source_.reason.data());
+  }
+
+  Source source_;
+  State state_{&source_};
+  png_structp png_ = state_.png;
+  png_infop info_ = state_.info;
+  unsigned depth_ = 0;
+};
+
+// --- grey ---
+
+using Table = std::array<std::uint8_t, 256>;
+
+void check_transparency(unsigned colour, std::size_t size) {
+  const std::size_t expected = colour == PNG_COLOR_TYPE_RGB ? 6 : 2;
+  const bool is_key = colour == PNG_COLOR_TYPE_GRAY || colour == PNG_COLOR_TYPE_RGB;
+  if (is_key && size < expected) {
+    damaged("tRNS has " + std::to_string(size) + " bytes, not " + std::to_string(expected));
+  }
+}
+
+/// Grey of each value of a single sample; of 16 bits the upper 8, whatever tRNS says, as Pillow.
+Table grey_table(unsigned depth, const std::optional<Bytes>& transparency) {
+  Table table{};
+  const unsigned largest = depth >= 8 ? 255 : (1U << depth) - 1;
+  for (unsigned i = 0; i <= largest; ++i) table[i] = static_cast<std::uint8_t>(i * 255 / largest);
+  if (!transparency || depth == 16) return table;
+  // Pillow holds the key against the scaled values, except of 1 bit
+  const std::uint32_t key = read_u16(*transparency, 0);
+  const std::uint32_t value = depth == 1 ? (key != 0 ? 255 : 0) : key & 0xFF;
+  std::ranges::replace(table, static_cast<std::uint8_t>(value), std::uint8_t{0});
+  return table;
+}
+
+/// Grey of each index; black beyond the palette's end.
+Table palette_table(std::span<const png_color> palette, Bytes alphas) {
+  Table table{};
+  for (std::size_t i = 0; i < palette.size(); ++i) {
+    const std::uint8_t alpha = i < alphas.size() ? alphas[i] : std::uint8_t{255};
+    const auto shown = [alpha](std::uint8_t sample) { return over_black(sample, alpha); };
+    table[i] = luma(shown(palette[i].red), shown(palette[i].green), shown(palette[i].blue));
+  }
+  return table;
+}
+
+/// Turns pixels into grey.
+class Shader {
+ public:
+  explicit Shader(const PngReader& png) {
+    const std::optional<Bytes> transparency = png.chunk("tRNS");
+    if (transparency) check_transparency(png.colour(), transparency->size());
+    if (png.colour() == PNG_COLOR_TYPE_GRAY) table_ = grey_table(png.depth(), transparency);
+    if (png.colour() == PNG_COLOR_TYPE_PALETTE) {
+      table_ = palette_table(png.palette(), transparency.value_or(Bytes()));
+    }
+    if (png.colour() != PNG_COLOR_TYPE_RGB || !transparency) return;
+    // of 16 bits, Pillow holds the key's lower 8 against the upper 8 of the samples
+    key_ = {(*transparency)[1], (*transparency)[3], (*transparency)[5]};
+  }
+
+  /// Grey of one pixel's samples.
+  [[nodiscard]] std::uint8_t grey(Bytes pixel) const {
+    if (pixel.size() == 1) return table_[pixel[0]];
+    if (pixel.size() == 2) return over_black(pixel[0], pixel[1]);
+    if (pixel.size() == 3) {
+      const bool transparent = key_ && std::ranges::equal(pixel, *key_);
+      return transparent ? std::uint8_t{0} : luma(pixel[0], pixel[1], pixel[2]);
+    }
+    const auto shown = [pixel](std::size_t channel) {
+      return over_black(pixel[channel], pixel[3]);
+    };
+    return luma(shown(0), shown(1), shown(2));
+  }
+
+ private:
+  Table table_{};
+  std::optional<std::array<std::uint8_t, 3>> key_;
+};
+
+GreyImage read_image(PngReader& png) {
+  const Shader shader(png);
+  const std::vector<std::uint8_t> samples = png.read_samples();
+  GreyImage image{png.width(), png.height(), {}};
+  image.pixels.reserve(image.width * image.height);
+  for (std::size_t at = 0; at < samples.size(); at += png.channels()) {
+    image.pixels.push_back(shader.grey(Bytes(samples).subspan(at, png.channels())));
+  }
+  return image;
+}
+
+}  // namespace
+
+GreyImage decode_png(Bytes file) {
+  // where the size lies in every file; libpng would allocate rows by it
+  if (file.size() >= 24 && starts_with(file.subspan(12), "IHDR")) {
+    check_size(read_u32(file, 16), read_u32(file, 20));
+  }
+  PngReader png(file);
+  GreyImage image = read_image(png);
+  png.read_end();
+  return transpose(std::move(image), read_orientation(png.chunk("eXIf").value_or(Bytes())));
+}
+
+}  // namespace nin
