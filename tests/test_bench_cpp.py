@@ -16,9 +16,12 @@ def test_measures_and_tells(
         "C++ LibTorch", "torchscript", "eager"
     }  # fmt: skip
     for (_, batch), values in measured.items():
-        assert all(number > 0 for number in values.values())
         if batch:
             assert values["images_per_s"] == 2000 / values["median_ms"]
+            assert 0 < values["median_ms"] <= values["p95_ms"]
+            assert values["peak_memory_mib"] > 20
+        else:
+            assert values["start_s"] > 0
     assert measured["bf16", 2]["logit_error"] > measured["bf16", 2]["budget"]
     assert measured["torchscript", 2]["logit_error"] < measured["torchscript", 2]["budget"]
     page = (tmp_path / "cpp.md").read_text()

@@ -19,6 +19,7 @@ from nin.images import encode_png
 from nin.paths import CPP_TOOLS, DATA, WEIGHTS
 from nin.reference import Reference, graph_input
 from nin.runtimes import open_runtime
+from nin.torch_settings import ignore_deprecations
 from nin.torchscript_export import read_torchscript_texts
 from tests.conftest import Ended
 
@@ -176,7 +177,7 @@ def test_help_shows_defaults(classify: Classify) -> None:
         (("a.png", "--format", "xml"), "--format"),
         (("no-such.png",), "no-such.png: can't open it"),
         (("/",), "/: it is a folder"),
-        ((TEST_IMAGES, "--top", 11), "the 11 best classes; there are 10"),
+        ((TEST_IMAGES, "--top", 11), "--top 11: there are 10 classes"),
         ((TEST_IMAGES, "--device", "tpu"), "unknown device 'tpu'; expected cpu, cuda or cuda:N"),
         ((TEST_IMAGES, "--model", "no/such.pt"), "no model file at no/such.pt"),
         ((TEST_IMAGES, "--model", TEST_IMAGES), "is not a whole TorchScript file"),
@@ -290,7 +291,8 @@ def test_models_of_another_contract(classify: Classify, artifacts: Path, tmp_pat
             artifacts / "nin.pt", tmp_path / "other.pt", record, lambda _, data=data: data
         )
         refused(classify(TEST_IMAGES, "--limit", 1, "--model", changed), f"{changed}: ", reason)
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "foreign.pt")
+    with ignore_deprecations():
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "foreign.pt")
     refused(
         classify(TEST_IMAGES, "--limit", 1, "--model", tmp_path / "foreign.pt"),
         "it carries no labels; export it with this project",

@@ -150,7 +150,7 @@ def test_float_images_are_refused_where_the_model_takes_pixels(
         ),
         (("--model", "fashion_mnist_image"), "takes encoded_image BYTES"),
         (("--model", "../../health/live"), "isn't a model's name"),
-        (("--top", 11), "asked for the 11 best classes; there are 10"),
+        (("--top", 11), "--top 11: there are 10 classes"),
     ],
 )
 def test_mistakes(

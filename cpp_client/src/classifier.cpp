@@ -17,6 +17,7 @@
 
 #include "metadata.h"
 #include "preprocess.h"
+#include "text.h"
 
 namespace nin {
 namespace {
@@ -26,7 +27,9 @@ namespace fs = std::filesystem;
 /// Larger batches run slower on a CPU: their activations leave the cache (docs/bench-cpp.md).
 constexpr std::size_t cpu_batch = 16;
 
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+std::string first_line(const std::string& text) {
+  return one_line(text.substr(0, text.find('\n')));
+}
 
 /// LibTorch's errors as ours; nothing else of it leaves this file.
 template <typename Action>

@@ -6,6 +6,7 @@
 
 #include "nin/error.h"
 #include "nin/files.h"
+#include "text.h"
 
 namespace nin {
 namespace {
@@ -38,10 +39,11 @@ json describe(const Graph& graph, std::size_t classes) {
 const Graph& known_graph(const json& contract, std::size_t classes) {
   const Graph* graph = find_graph(contract.at("graph").get<std::string>());
   if (graph == nullptr) {
-    throw Error("its graph is " + contract.at("graph").dump() + ", known are nin, fashion_mnist");
+    throw Error("its graph is " + one_line(contract.at("graph").dump()) +
+                ", known are nin, fashion_mnist");
   }
   if (const json expected = describe(*graph, classes); contract != expected) {
-    throw Error("its contract is " + contract.dump() + ", expected " + expected.dump());
+    throw Error("its contract is " + one_line(contract.dump()) + ", expected " + expected.dump());
   }
   return *graph;
 }
@@ -128,7 +130,7 @@ Metadata parse_metadata(const std::map<std::string, std::string>& texts) {
     Golden golden = parse_golden(json::parse(text_of(texts, "golden")), graph, labels.size());
     return {graph, std::move(labels), std::move(golden), text_of(texts, "weights_sha256")};
   } catch (const json::exception& error) {
-    throw Error(std::string("its metadata can't be read: ") + error.what());
+    throw Error("its metadata can't be read: " + one_line(error.what()));
   }
 }
 

@@ -17,6 +17,7 @@
 
 #include "metadata.h"
 #include "preprocess.h"
+#include "text.h"
 
 namespace nin {
 namespace {
@@ -29,17 +30,7 @@ static_assert(std::endian::native == std::endian::little, "the protocol's tensor
 // which isn't what it should be must not choose the size.
 constexpr std::size_t json_bytes_at_most = std::size_t{1} << 20;
 constexpr std::size_t classes_at_most = 4096;
-constexpr std::size_t quoted_at_most = 200;
 constexpr double longest_timeout_s = 86'400;
-
-bool is_printable(char c) { return c >= ' ' && c <= '~'; }
-
-/// Text that came from elsewhere, fit for a line on a terminal: what isn't ASCII becomes '?'.
-std::string one_line(std::string_view text) {
-  std::string line(text.substr(0, quoted_at_most));
-  std::replace_if(line.begin(), line.end(), std::not_fn(is_printable), '?');
-  return text.size() > quoted_at_most ? line + "..." : line;
-}
 
 /// The library's messages begin with "[json.exception.parse_error.101] ".
 std::string reason_of(const json::exception& error) {
@@ -94,7 +85,7 @@ Address parse_address(const std::string& text) {
   if (!url) throw std::bad_alloc();
   const bool bare = text.find("://") == std::string::npos;
   const std::string whole = bare ? "http://" + text : text;
-  const bool parsed = std::all_of(text.begin(), text.end(), is_printable) &&
+  const bool parsed = one_line(text) == text &&
                       curl_url_set(url.get(), CURLUPART_URL, whole.c_str(), 0) == CURLUE_OK;
   if (parsed && whole.find('@') != std::string::npos) {  // it isn't repeated: logs keep it
     throw Error("a server's address can't have a user name or a password");

@@ -2,9 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "nin/error.h"
@@ -108,17 +105,6 @@ TEST(Metadata, WhatIsNotJsonOrOfAnotherTypeIsRefused) {
       texts[key] = text;
       EXPECT_NE(error_of(texts), "") << key << " is " << text;
     }
-  }
-}
-
-TEST(Metadata, WhatTheFuzzerFoundStaysMended) {
-  const std::filesystem::path folder = std::string(NIN_TEST_DATA_DIR) + "/regressions/metadata";
-  if (!std::filesystem::exists(folder)) GTEST_SKIP() << "it has found nothing";
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    std::ifstream file(entry.path(), std::ios::binary);
-    Texts texts;
-    for (const char* key : nin::metadata_keys) std::getline(file, texts[key], '\0');
-    EXPECT_NE(error_of(texts), "") << entry.path();
   }
 }
 

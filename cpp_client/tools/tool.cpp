@@ -191,6 +191,10 @@ void classify_files(const Options& options, const std::function<Backend()>& open
   std::vector<std::uint8_t> labels;
   if (!options.labels.empty()) labels = read_labels(options, inputs.names.size());
   const Backend backend = open();
+  if (options.top > backend.labels.size()) {  // now, not after minutes of work
+    throw Error("--top " + std::to_string(options.top) + ": there are " +
+                std::to_string(backend.labels.size()) + " classes");
+  }
   if (options.benchmark) {
     run_benchmark(options, backend, inputs);
     return;
