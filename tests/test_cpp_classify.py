@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,6 +234,22 @@ def test_labels_of_another_count(classify: Classify, tmp_path: Path) -> None:
     refused(classify(TEST_IMAGES, "--labels", tmp_path / "labels"), "2 labels for 10000 images")
 
 
+def test_labels_with_a_limit_are_for_one_file(classify: Classify) -> None:
+    options = ("--limit", 3, "--labels", TEST_LABELS)
+    refused(classify(TEST_IMAGES, TEST_IMAGES, *options), "for a single IDX file, 2 files given")
+    refused(classify(TEST_IMAGES, "--labels", ""), ": can't open it")
+
+
+def test_a_file_that_can_not_be_read(classify: Classify) -> None:
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("needs /proc")
+    refused(classify("/proc/self/mem"), "/proc/self/mem: can't read it")
+
+
+def test_a_name_with_a_line_break_stays_one_line(classify: Classify) -> None:
+    refused(classify("a\nb.png"), "a b.png: can't open it")
+
+
 def test_pixels_and_floats_do_not_mix(classify: Classify, tmp_path: Path) -> None:
     (tmp_path / "floats").write_bytes(encode_idx(np.zeros((1, 1, 224, 224), np.float32)))
     refused(classify(tmp_path / "floats"), "the graph fashion_mnist takes pixels, not images")
@@ -321,10 +338,15 @@ def test_golden_vectors_catch_tampered_weights(
 def test_models_with_flipped_bytes_never_crash(
     classify: Classify, artifacts: Path, tmp_path: Path
 ) -> None:
-    """In the archive's directory and code, where LibTorch reads what it must not trust."""
+    """In the archive's code, values and directory, where LibTorch must not trust what it reads."""
     whole = bytearray((artifacts / "fashion_mnist.pt").read_bytes())
     random = np.random.default_rng(0)
-    places = [*random.integers(0, 4000, 8), *(len(whole) - random.integers(1, 4000, 8))]
+    with zipfile.ZipFile(artifacts / "fashion_mnist.pt") as archive:
+        parts = [e for e in archive.infolist() if e.filename.endswith((".py", "data.pkl"))]
+    assert len(parts) >= 2
+    places = [*(len(whole) - random.integers(1, 4000, 6))]
+    for part in parts:
+        places += [*(part.header_offset + random.integers(0, part.file_size, 4))]
     for place in places:
         broken = bytearray(whole)
         broken[place] ^= 0xFF

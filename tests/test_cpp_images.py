@@ -368,8 +368,12 @@ def test_both_refuse_a_damaged_png(
 
 def test_both_refuse_a_bomb(cpp_build: Path, decode: Decode, tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 50_000, 1001, 1, 0, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    magic = b"\x89PNG\r\n\x1a\n"
+    rest = chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    file = magic + rest
     message = "50000x1001 pixels, at most 50000000 are decoded"
     with pytest.raises(ValueError, match=message):
         decode(file)
     assert message in refusal(cpp_build, tmp_path / "bomb", file)
+    hidden = magic + chunk(b"gAMA", bytes(4)) + rest  # libpng would read on
+    assert "doesn't begin with IHDR" in refusal(cpp_build, tmp_path / "bomb", hidden)

@@ -27,8 +27,11 @@ namespace fs = std::filesystem;
 /// Larger batches run slower on a CPU: their activations leave the cache (docs/bench-cpp.md).
 constexpr std::size_t cpu_batch = 16;
 
-std::string first_line(const std::string& text) {
-  return one_line(text.substr(0, text.find('\n')));
+/// The line of LibTorch's text that says what happened: of an error inside the model the last.
+std::string reason_of(std::string text) {
+  text.erase(text.find_last_not_of("\n ") + 1);
+  const bool inside = text.starts_with("The following operation failed");
+  return one_line(inside ? text.substr(text.rfind('\n') + 1) : text.substr(0, text.find('\n')));
 }
 
 /// LibTorch's errors as ours; nothing else of it leaves this file.
@@ -39,11 +42,11 @@ auto translate(const std::string& what, Action action) {
   } catch (const Error&) {
     throw;
   } catch (const c10::Error& error) {
-    throw Error(what + ": " + first_line(error.what_without_backtrace()));
+    throw Error(what + ": " + reason_of(error.what_without_backtrace()));
   } catch (const std::bad_alloc&) {
     throw Error(what + ": not enough memory");
   } catch (const std::exception& error) {
-    throw Error(what + ": " + first_line(error.what()));
+    throw Error(what + ": " + reason_of(error.what()));
   }
 }
 
@@ -174,6 +177,7 @@ struct Classifier::Impl {
 
   void forward(const torch::Tensor& batch, Outputs& outputs) const {
     const c10::InferenceMode guard;
+    at::internal::lazy_init_num_threads();  // OpenMP's number belongs to each calling thread
     // The file is frozen and optimized already: profiling runs for each new batch size would only
     // make the first calls slower (docs/bench-cpp.md).
     const torch::jit::GraphOptimizerEnabledGuard no_profiling(false);
@@ -272,7 +276,9 @@ const std::vector<std::string>& Classifier::labels() const { return impl_->metad
 const std::string& Classifier::weights_sha256() const { return impl_->metadata.weights_sha256; }
 
 void set_threads(int count) {
-  if (count < 1) throw Error("can't use " + std::to_string(count) + " threads, at least 1");
+  if (count < 1 || count > 1024) {
+    throw Error("can't use " + std::to_string(count) + " threads, 1 to 1024");
+  }
   at::set_num_threads(count);
 }
 

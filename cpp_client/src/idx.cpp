@@ -74,6 +74,9 @@ struct Kind {
   std::string items;
 };
 
+/// A small gzip file expands to as much as its header promises.
+constexpr std::uint64_t most_bytes = std::uint64_t{4} << 30;
+
 const Kind labels_kind{0x0801, {}, 1, "labels"};
 const Kind pixels_kind{0x0803, {28, 28}, image_pixels, "images"};
 const Kind floats_kind{0x0D04, {1, 224, 224}, 224 * 224 * sizeof(float), "images"};
@@ -113,6 +116,9 @@ bool matches(Bytes header, const Kind& kind) {
 std::vector<std::uint8_t> read_items(Source& source, Bytes header, const Kind& kind) {
   const std::uint64_t count = read_u32(header, 4);
   const std::uint64_t promised = count * kind.item_size;
+  if (promised > most_bytes) {
+    throw Error("promises " + std::to_string(count) + " " + kind.items + ", more than 4 GiB");
+  }
   std::vector<std::uint8_t> items;
   source.append(items, promised + 1);
   if (items.size() == promised) return items;

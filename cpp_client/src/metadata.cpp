@@ -2,8 +2,8 @@
 
 #include <array>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
+#include "json.h"
 #include "nin/error.h"
 #include "nin/files.h"
 #include "text.h"
@@ -122,12 +122,12 @@ const Graph* find_graph(const std::string& name) {
 
 Metadata parse_metadata(const std::map<std::string, std::string>& texts) {
   try {
-    auto labels = json::parse(text_of(texts, "labels")).get<std::vector<std::string>>();
+    auto labels = parse_json(text_of(texts, "labels")).get<std::vector<std::string>>();
     if (labels.empty() || labels.size() > classes_at_most) {
       throw Error("it has " + std::to_string(labels.size()) + " labels");
     }
-    const Graph& graph = known_graph(json::parse(text_of(texts, "contract")), labels.size());
-    Golden golden = parse_golden(json::parse(text_of(texts, "golden")), graph, labels.size());
+    const Graph& graph = known_graph(parse_json(text_of(texts, "contract")), labels.size());
+    Golden golden = parse_golden(parse_json(text_of(texts, "golden")), graph, labels.size());
     return {graph, std::move(labels), std::move(golden), text_of(texts, "weights_sha256")};
   } catch (const json::exception& error) {
     throw Error("its metadata can't be read: " + one_line(error.what()));

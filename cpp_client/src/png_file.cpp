@@ -238,10 +238,12 @@ GreyImage read_image(PngReader& png) {
 }  // namespace
 
 GreyImage decode_png(Bytes file) {
-  // where the size lies in every file; libpng would allocate rows by it
-  if (file.size() >= 24 && starts_with(file.subspan(12), "IHDR")) {
-    check_size(read_u32(file, 16), read_u32(file, 20));
+  // by the size libpng would allocate rows; it would also read a file that hides it further on
+  if (file.size() >= 16 && !starts_with(file.subspan(12), "IHDR")) {
+    damaged("it doesn't begin with IHDR");
   }
+  if (file.size() < 24) throw Error("the PNG file is truncated");
+  check_size(read_u32(file, 16), read_u32(file, 20));
   PngReader png(file);
   GreyImage image = read_image(png);
   png.read_end();

@@ -9,12 +9,12 @@
 #include <cmath>
 #include <cstring>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
 #include <string_view>
 #include <utility>
 
+#include "json.h"
 #include "metadata.h"
 #include "preprocess.h"
 #include "text.h"
@@ -404,7 +404,7 @@ json TritonClient::Impl::ask(const std::string& where) {
   if (answer.status != 200) {
     connection.fail("answers with HTTP " + status + ": " + reason_of(answer.body));
   }
-  return readable([&] { return json::parse(answer.body); });
+  return readable([&] { return parse_json(answer.body); });
 }
 
 /// Finds the graph by its input, and the number of classes by its outputs.
@@ -452,7 +452,7 @@ void TritonClient::Impl::read_labels() {
   const json request = make_request(1, black.size(), json::array({wanted}));
   const Answer answer = infer(request, black, 0);
   readable([&] {
-    const json parsed = json::parse(answer.body);
+    const json parsed = parse_json(answer.body);
     const auto texts = named(parsed.at("outputs"), name).at("data").get<std::vector<std::string>>();
     for (const std::string& text : texts) put_label(labels, text);
   });
@@ -508,7 +508,7 @@ std::pair<json, std::string_view> TritonClient::Impl::split(const Answer& answer
                 std::to_string(body.size()) + " bytes");
   }
   if (size > json_bytes_at_most) throw Error("it has " + std::to_string(size) + " bytes of JSON");
-  return {json::parse(body.substr(0, size)), body.substr(size)};
+  return {parse_json(body.substr(0, size)), body.substr(size)};
 }
 
 /// An ensemble's outputs come in the order in which its steps end: they are told apart by name.
@@ -575,6 +575,14 @@ std::vector<Prediction> TritonClient::classify(std::span<const std::uint8_t> pix
 std::vector<std::vector<Prediction>> TritonClient::top(std::span<const std::uint8_t> pixels,
                                                        std::size_t k) const {
   return top_predictions(run(pixels).probabilities, labels(), k);
+}
+
+std::vector<float> TritonClient::logits(std::span<const std::uint8_t> pixels) const {
+  return run(pixels).logits;
+}
+
+std::vector<float> TritonClient::logits(std::span<const float> images) const {
+  return run(images).logits;
 }
 
 Outputs TritonClient::run(std::span<const std::uint8_t> pixels) const {

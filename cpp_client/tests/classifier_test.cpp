@@ -166,6 +166,7 @@ TEST(Classifier, RefusesInputOfAnotherSizeOrKind) {
   expect_part(message([&] { (void)network.logits(std::vector<float>(50'000)); }),
               "50000 floats are no multiple of 50176");
   expect_part(message([] { nin::set_threads(0); }), "can't use 0 threads");
+  expect_part(message([] { nin::set_threads(1'000'000); }), "can't use 1000000 threads");
 }
 
 TEST(Classifier, RefusesFilesThatAreNoExport) {
@@ -198,9 +199,13 @@ TEST(Classifier, RefusesUnknownAndMissingDevices) {
 }
 
 /// Run under ThreadSanitizer too: the preset `tsan`.
-TEST(Threads, ShareOneClassifier) {
+class Threads : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Classifier, Threads, testing::Values("nin", "fashion_mnist"),
+                         [](const auto& graph) { return std::string(graph.param); });
+
+TEST_P(Threads, ShareOneClassifier) {
   nin::set_threads(1);  // as many callers as cores need no threads inside
-  const nin::Classifier classifier(artifact("fashion_mnist.pt"));
+  const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
   const auto pixels = test_pixels(8);
   const auto expected = classifier.logits(pixels);
   std::vector<std::vector<float>> found(4);
@@ -214,14 +219,15 @@ TEST(Threads, ShareOneClassifier) {
   for (const auto& mine : found) EXPECT_EQ(mine, expected);
 }
 
-TEST(Threads, MayLoadAtTheSameTime) {
+TEST_P(Threads, MayLoadAtTheSameTime) {
   nin::set_threads(1);
   const auto pixels = test_pixels(1);
   std::vector<std::string> found(3);
   std::vector<std::thread> threads;
   for (auto& mine : found) {
     threads.emplace_back([&] {
-      const nin::Classifier classifier(artifact("fashion_mnist.pt"), {.replay = false});
+      const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"),
+                                       {.replay = false});
       mine = classifier.classify(pixels).front().label;
     });
   }

@@ -98,6 +98,14 @@ TEST(Metadata, DamagedGoldenVectorsAreRefused) {
             std::string::npos);
 }
 
+TEST(Metadata, DeepJsonDoesNotExhaustTheStack) {
+  for (const char* key : {"contract", "labels", "golden"}) {
+    Texts texts = good();
+    texts[key] = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+    EXPECT_EQ(error_of(texts), "its JSON is nested too deeply");
+  }
+}
+
 TEST(Metadata, WhatIsNotJsonOrOfAnotherTypeIsRefused) {
   for (const char* key : {"contract", "labels", "golden"}) {
     for (const char* text : {"{", "nonsense", "[]", "{}", "1e999", "null", "[[[[[["}) {

@@ -20,7 +20,7 @@ int main(int argc, char** argv) {
       ->type_name("NAME")
       ->capture_default_str();
   app.add_option("--timeout", server.timeout_s, "seconds to wait for each answer")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(0.001, 86'400.0))
       ->type_name("S")
       ->capture_default_str();
   return nin::tool::run(app, argc, argv, [&] {

@@ -3,11 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 
 #include "benchmark.h"
 #include "nin/error.h"
@@ -24,18 +24,25 @@ struct Inputs {
   std::vector<float> images;  ///< for the graph `nin`; one of the two is empty
 };
 
-std::vector<std::uint8_t> read_file(const std::string& path) {
-  if (path == "-") {
-    return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+std::vector<std::uint8_t> read_all(std::istream& input) {
+  constexpr std::size_t most = std::size_t{4} << 30;
+  std::vector<std::uint8_t> bytes;
+  std::array<char, 1 << 16> part{};
+  while (input.read(part.data(), part.size()), input.gcount() > 0) {
+    bytes.insert(bytes.end(), part.begin(), part.begin() + input.gcount());
+    if (bytes.size() > most) throw Error("it has more than 4 GiB");
   }
+  if (input.bad()) throw Error("can't read it");
+  return bytes;
+}
+
+std::vector<std::uint8_t> read_file(const std::string& path) {
+  if (path == "-") return read_all(std::cin);
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) throw Error("it is a folder, expected a file");
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error("can't open it");
-  std::vector<std::uint8_t> bytes{std::istreambuf_iterator<char>(file),
-                                  std::istreambuf_iterator<char>()};
-  if (file.bad()) throw Error("can't read it");
-  return bytes;
+  return read_all(file);
 }
 
 /// Puts the file's name before the reason.
@@ -85,11 +92,15 @@ Inputs read_inputs(const Options& options) {
 }
 
 std::vector<std::uint8_t> read_labels(const Options& options, std::size_t images) {
-  auto labels =
-      with_name(options.labels, [&] { return decode_idx_labels(read_file(options.labels)); });
-  if (options.limit != 0 && labels.size() > images) labels.resize(images);
+  const std::string& path = *options.labels;
+  if (options.limit != 0 && options.files.size() > 1) {
+    throw Error("--labels with --limit is for a single IDX file, " +
+                std::to_string(options.files.size()) + " files given");
+  }
+  auto labels = with_name(path, [&] { return decode_idx_labels(read_file(path)); });
+  if (images == options.limit && labels.size() > images) labels.resize(images);
   if (labels.size() != images) {
-    throw Error(options.labels + ": " + std::to_string(labels.size()) + " labels for " +
+    throw Error(path + ": " + std::to_string(labels.size()) + " labels for " +
                 std::to_string(images) + " images");
   }
   return labels;
@@ -148,6 +159,23 @@ void run_benchmark(const Options& options, const Backend& backend, Inputs inputs
                  options.format);
 }
 
+void parse(CLI::App& app, int argc, char** argv, const std::function<void()>& action) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& help) {
+    app.exit(help);
+    return;
+  }
+  action();
+}
+
+/// One line, whatever a file's name has in it.
+int fail(std::string reason) {
+  std::replace_if(reason.begin(), reason.end(), [](unsigned char c) { return c < ' '; }, ' ');
+  std::cerr << "error: " << reason << '\n';
+  return 2;
+}
+
 }  // namespace
 
 void add_options(CLI::App& app, Options& options) {
@@ -161,11 +189,11 @@ void add_options(CLI::App& app, Options& options) {
       ->type_name("N")
       ->capture_default_str();
   app.add_option("--top", options.top, "classes to show for each image, best first")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1'000'000'000))
       ->type_name("K")
       ->capture_default_str();
   app.add_option("--limit", options.limit, "only the first N images of every IDX file")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1'000'000'000))
       ->type_name("N");
   app.add_option("--format", options.format,
                  "table, json, csv, or f32: raw logits, row by row, little-endian")
@@ -189,7 +217,7 @@ void classify_files(const Options& options, const std::function<Backend()>& open
   }
   const Inputs inputs = read_inputs(options);
   std::vector<std::uint8_t> labels;
-  if (!options.labels.empty()) labels = read_labels(options, inputs.names.size());
+  if (options.labels) labels = read_labels(options, inputs.names.size());
   const Backend backend = open();
   if (options.top > backend.labels.size()) {  // now, not after minutes of work
     throw Error("--top " + std::to_string(options.top) + ": there are " +
@@ -202,27 +230,23 @@ void classify_files(const Options& options, const std::function<Backend()>& open
   const Outputs outputs = run_all(backend, inputs, options.batch_size);
   const auto top = top_predictions(outputs.probabilities, backend.labels, options.top);
   print(options.format, inputs.names, top, outputs.logits);
-  if (!options.labels.empty()) print_accuracy(options.format, top, labels);
+  if (options.labels) print_accuracy(options.format, top, labels);
 }
 
 int run(CLI::App& app, int argc, char** argv, const std::function<void()>& action) {
   app.footer("Exit codes: 0 fine, 2 wrong usage or input, with the reason in one line.");
   try {
-    app.parse(argc, argv);
-    action();
+    parse(app, argc, argv, action);
     std::cout.flush();
     if (!std::cout) throw Error("can't write the results to the standard output");
     return 0;
-  } catch (const CLI::Success& help) {
-    return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    std::cerr << "error: " << error.what() << "; see " << app.get_name() << " --help\n";
-  } catch (const Error& error) {
-    std::cerr << "error: " << error.what() << '\n';
+    return fail(error.what() + ("; see " + app.get_name()) + " --help");
   } catch (const std::bad_alloc&) {
-    std::cerr << "error: not enough memory for these files\n";
+    return fail("not enough memory for these files");
+  } catch (const std::exception& error) {
+    return fail(error.what());
   }
-  return 2;
 }
 
 }  // namespace nin::tool

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,7 +20,7 @@ struct Options {
   std::size_t top = 1;
   std::size_t limit = 0;  ///< images of every IDX file; 0 is all
   std::string format = "table";
-  std::string labels;
+  std::optional<std::string> labels;
   bool benchmark = false;
   std::size_t repetitions = 50;
 };

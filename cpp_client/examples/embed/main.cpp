@@ -3,6 +3,7 @@
 #include <nin/classifier.h>
 
 #include <cstdint>
+#include <exception>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -25,7 +26,7 @@ int main(int argc, char** argv) {
       const auto best = classifier.classify(nin::decode_image(read(argv[i]))).front();
       std::cout << argv[i] << ": " << best.label << " (" << best.probability << ")\n";
     }
-  } catch (const nin::Error& error) {
+  } catch (const std::exception& error) {  // nin::Error, and what reading a file may throw
     std::cerr << "error: " << error.what() << '\n';
     return 2;
   }

@@ -22,7 +22,7 @@ struct Options {
 ///
 /// Owns the module; movable, not copyable; a moved-from object may only be destroyed or assigned.
 /// Several threads may call the const methods of one object at the same time. What is returned
-/// belongs to the caller and outlives the object.
+/// belongs to the caller, except for the references of graph(), labels() and weights_sha256().
 class Classifier {
  public:
   /// Loads `model` onto the device, checks that its contract is known, and replays the golden

@@ -20,8 +20,9 @@ struct TritonOptions {
 
 /// Asks a Triton server over HTTP: the KServe v2 protocol with its binary tensor extension.
 ///
-/// The same calls and answers as Classifier's. Owns one connection; movable, not copyable. Calls
-/// on one object must not overlap: one object per thread.
+/// The same calls and answers as Classifier's. Owns one connection; movable, not copyable; a
+/// moved-from object may only be destroyed or assigned. Calls on one object must not overlap: one
+/// object per thread. References of graph() and labels() live as long as the object.
 class TritonClient {
  public:
   /// Asks the server for the model's inputs, outputs and labels, and checks that they are those
@@ -36,6 +37,8 @@ class TritonClient {
   [[nodiscard]] std::vector<Prediction> classify(std::span<const std::uint8_t> pixels) const;
   [[nodiscard]] std::vector<std::vector<Prediction>> top(std::span<const std::uint8_t> pixels,
                                                          std::size_t k) const;
+  [[nodiscard]] std::vector<float> logits(std::span<const std::uint8_t> pixels) const;
+  [[nodiscard]] std::vector<float> logits(std::span<const float> images) const;
   [[nodiscard]] Outputs run(std::span<const std::uint8_t> pixels) const;
   [[nodiscard]] Outputs run(std::span<const float> images) const;
 
