@@ -361,7 +361,7 @@ ALWAYS_WRONG: dict[str, tuple[Answer, str]] = {
     "503, empty": (http(b"", "503 Unavailable"), "answers with HTTP 503: no reason given$"),
     "elsewhere": (http(b"", "302 Found", Location="http://127.0.0.1:1/"), "with HTTP 302"),
     "garbage": (http(b"garbage", Inference_Header_Content_Length=7), "can't be read: parse error"),
-    "deep": (http(b"[" * 10**6, Inference_Header_Content_Length=10**6), "can't be read"),
+    "deep": (http(b"[" * 10**6, Inference_Header_Content_Length=10**6), "nested too deeply"),
     "nothing": (http(b"", Inference_Header_Content_Length=0), "can't be read"),
     "number": (http(b"3", Inference_Header_Content_Length=1), "can't be read"),
     "null": (http(b'{"inputs":null,"outputs":null,"max_batch_size":null}',

@@ -229,7 +229,7 @@ TEST(Files, SaysHowAPngIsDamaged) {
   file[file.size() - 14] ^= 1;  // in the checksum of IDAT
   EXPECT_EQ(image_error(file), "the PNG file is damaged: IDAT: CRC error");
   EXPECT_EQ(image_error(start(png) + chunk("IEND", {})),
-            "the PNG file is damaged: it doesn't begin with IHDR");
+            "the PNG file is damaged: IEND: out of place");
   EXPECT_EQ(image_error(encode({.rows = repeat(27, 28, {9})})),
             "the PNG file is damaged: Not enough image data");
   EXPECT_EQ(image_error(start(png) + chunk("IDAT", {9, 9}) + chunk("IEND", {})),
