@@ -148,7 +148,7 @@ Outputs run_all(const Backend& backend, const Inputs& inputs, std::size_t batch_
   return all;
 }
 
-void run_benchmark(const Options& options, const Backend& backend, Inputs inputs) {
+void run_benchmark(const Options& options, const Backend& backend, const Inputs& inputs) {
   const std::size_t given = inputs.names.size();
   if (given < options.batch_size) {
     throw Error("a batch of " + std::to_string(options.batch_size) + " needs as many images, " +
