@@ -28,6 +28,7 @@ command -v cmake > /dev/null || fail "no cmake found; docs/cpp.md lists what the
 
 start=$SECONDS
 cd cpp_client
+unset MAKEFLAGS MAKELEVEL  # of the make that called: it would print every folder
 cmake --preset "$preset" --log-level=WARNING > /dev/null
 cmake --build --preset "$preset" --parallel "$(getconf _NPROCESSORS_ONLN)" \
   | { grep --line-buffered -v 'Built target' || true; }
