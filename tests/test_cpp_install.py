@@ -65,6 +65,27 @@ def test_another_project_uses_it(
     assert ended.stderr == "error: no model file at none.pt; export one by `make export`\n"
 
 
+def test_the_client_of_a_server_needs_no_libtorch(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "main.cpp").write_text(
+        "#include <nin/triton_client.h>\n"
+        'int main() { try { nin::TritonClient client({.url = "127.0.0.1:1"}); }'
+        " catch (const nin::Error&) { return 7; } }\n"
+    )
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\n"
+        "project(asks LANGUAGES CXX)\n"
+        "find_package(nin 0.1 REQUIRED COMPONENTS triton)\n"
+        "add_executable(asks main.cpp)\n"
+        "target_link_libraries(asks PRIVATE nin::triton)\n"
+    )
+    build = tmp_path / "build"
+    run("cmake", "-S", tmp_path, "-B", build, "-D", f"CMAKE_PREFIX_PATH={installed}")
+    run("cmake", "--build", build)
+    assert "LibTorch_CPU_LIBRARY" not in (build / "CMakeCache.txt").read_text()
+    assert subprocess.run([build / "asks"]).returncode == 7
+    assert "torch" not in run("ldd", build / "asks")
+
+
 def test_another_version_of_libtorch_is_refused(installed: Path, tmp_path: Path) -> None:
     other = tmp_path / "libtorch"
     (other / "include/torch/csrc/api/include/torch").mkdir(parents=True)
