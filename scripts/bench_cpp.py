@@ -8,7 +8,6 @@ Every measurement is a process of its own; those compared follow one another in 
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from nin.artifact import atomic_path, make_folder, read_artifact, write_atomically
-from nin.cli import parser, positive, run, short, table
+from nin.cli import parser, positive, processor, run, short, table
 from nin.contract import FASHION_MNIST
 from nin.errors import CheckError, InputError
 from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, ROOT
@@ -158,13 +157,6 @@ def describe(
             tried_table(rounds),
         )
     )
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def speed_table(rounds: Sequence[dict[Point, Measured]]) -> str:

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from tritonclient.utils import np_to_triton_dtype
 
 from nin.artifact import atomic_path, make_folder, read_artifact, write_atomically
-from nin.cli import parser, positive, run, short, table
+from nin.cli import parser, positive, processor, run, short, table
 from nin.client import Client
 from nin.contract import FASHION_MNIST, MODELS
 from nin.data import load
@@ -310,13 +310,11 @@ def account(before: dict[str, Any], after: dict[str, Any]) -> Measured:
 
 def machine(server: Server) -> dict[str, str]:
     """What the numbers depend on, before anything is measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     with Client(server.http) as client:
         group = client.config(PIXELS)["instance_group"][0]
     return {
         "command": shlex.join(["python", "scripts/bench_serving.py", *sys.argv[1:]]),
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "load": f"{os.getloadavg()[0]:.1f}",
         "device": group["kind"].removeprefix("KIND_"),

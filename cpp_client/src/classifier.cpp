@@ -124,12 +124,11 @@ void append(std::vector<float>& values, const torch::Tensor& output, int64_t cou
   values.insert(values.end(), data, data + host.numel());
 }
 
-std::size_t count_of(std::size_t size, std::size_t item, const char* what) {
+void check_multiple(std::size_t size, std::size_t item, const char* what) {
   if (size % item != 0) {
     throw Error(std::to_string(size) + ' ' + what + " are no multiple of " + std::to_string(item) +
                 ", the size of an image");
   }
-  return size / item;
 }
 
 }  // namespace
@@ -191,17 +190,15 @@ struct Classifier::Impl {
   }
 
   [[nodiscard]] Outputs run_pixels(std::span<const std::uint8_t> pixels) const {
-    count_of(pixels.size(), image_pixels, "pixels");
+    check_multiple(pixels.size(), image_pixels, "pixels");
     if (metadata.graph.pixels) {
       return run(pixels, image_pixels, {image_side, image_side}, torch::kUInt8);
     }
     Outputs outputs;  // in parts, so that the images of 200 KB each don't add up
     for (std::size_t start = 0; start < pixels.size(); start += max_batch * image_pixels) {
       const std::size_t size = std::min(max_batch * image_pixels, pixels.size() - start);
-      const auto part = run_images(preprocess(pixels.subspan(start, size)));
-      outputs.logits.insert(outputs.logits.end(), part.logits.begin(), part.logits.end());
+      outputs.append(run_images(preprocess(pixels.subspan(start, size))));
     }
-    outputs.probabilities = softmax(outputs.logits, metadata.labels.size());
     return outputs;
   }
 
@@ -209,7 +206,7 @@ struct Classifier::Impl {
     if (metadata.graph.pixels) {
       throw Error("the graph " + metadata.graph.name + " takes pixels, not images");
     }
-    count_of(images.size(), network_pixels, "floats");
+    check_multiple(images.size(), network_pixels, "floats");
     Outputs outputs = run(images, network_pixels, {1, network_side, network_side}, torch::kFloat32);
     outputs.probabilities = softmax(outputs.logits, metadata.labels.size());
     return outputs;

@@ -79,7 +79,8 @@ constexpr std::uint64_t most_bytes = std::uint64_t{4} << 30;
 
 const Kind labels_kind{0x0801, {}, 1, "labels"};
 const Kind pixels_kind{0x0803, {28, 28}, image_pixels, "images"};
-const Kind floats_kind{0x0D04, {1, 224, 224}, 224 * 224 * sizeof(float), "images"};
+const Kind floats_kind{
+    0x0D04, {1, network_side, network_side}, network_pixels * sizeof(float), "images"};
 
 std::string to_text(const Kind& kind) {
   std::string text = "[" + std::to_string(kind.magic) + ", count";
@@ -131,8 +132,8 @@ std::vector<std::uint8_t> read_items(Source& source, Bytes header, const Kind& k
 float read_float(Bytes bytes, std::size_t index) {
   const float value = std::bit_cast<float>(read_u32(bytes, index * sizeof(float)));
   if (std::isfinite(value)) return value;
-  throw Error("image " + std::to_string(index / (224 * 224)) + " holds " + std::to_string(value) +
-              ", expected finite numbers");
+  throw Error("image " + std::to_string(index / network_pixels) + " holds " +
+              std::to_string(value) + ", expected finite numbers");
 }
 
 std::vector<float> to_floats(Bytes bytes) {

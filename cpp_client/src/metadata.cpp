@@ -14,7 +14,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t golden_images_at_most = 4096;
-constexpr std::size_t classes_at_most = 4096;
 
 const std::array<Graph, 2> graphs = {{
     {"nin", "image", false, {"logits"}},

@@ -19,6 +19,9 @@ struct Graph {
 /// The largest batch that is promised.
 inline constexpr std::size_t max_batch = 64;
 
+/// More classes than this, no file and no server may have.
+inline constexpr std::size_t classes_at_most = 4096;
+
 /// Images with the outputs that are right, and how far off an output may be.
 struct Golden {
   std::vector<std::uint8_t> pixels;                    ///< (N, 28, 28)

@@ -30,6 +30,11 @@ std::vector<Prediction> top_of_one(std::span<const float> probabilities,
 
 }  // namespace
 
+void Outputs::append(const Outputs& more) {
+  logits.insert(logits.end(), more.logits.begin(), more.logits.end());
+  probabilities.insert(probabilities.end(), more.probabilities.begin(), more.probabilities.end());
+}
+
 std::vector<std::vector<Prediction>> top_predictions(std::span<const float> probabilities,
                                                      const std::vector<std::string>& labels,
                                                      std::size_t k) {

@@ -29,7 +29,6 @@ static_assert(std::endian::native == std::endian::little, "the protocol's tensor
 // A real answer's JSON has some kilobytes. The parser needs many times its text, so that a server
 // which isn't what it should be must not choose the size.
 constexpr std::size_t json_bytes_at_most = std::size_t{1} << 20;
-constexpr std::size_t classes_at_most = 4096;
 constexpr double longest_timeout_s = 86'400;
 
 /// The library's messages begin with "[json.exception.parse_error.101] ".
@@ -340,10 +339,6 @@ std::vector<float> to_floats(std::string_view bytes) {
   return values;
 }
 
-void append(std::vector<float>& all, const std::vector<float>& some) {
-  all.insert(all.end(), some.begin(), some.end());
-}
-
 }  // namespace
 
 struct TritonClient::Impl {
@@ -554,9 +549,7 @@ Outputs TritonClient::Impl::run_batches(std::span<const T> input, std::size_t it
   Outputs all;
   for (std::size_t start = 0; start < input.size(); start += batch_size * item) {
     const std::size_t size = std::min(batch_size * item, input.size() - start);
-    const Outputs some = run_batch(input.subspan(start, size), size / item);
-    append(all.logits, some.logits);
-    append(all.probabilities, some.probabilities);
+    all.append(run_batch(input.subspan(start, size), size / item));
   }
   return all;
 }

@@ -140,10 +140,7 @@ Outputs run_all(const Backend& backend, const Inputs& inputs, std::size_t batch_
   for (std::size_t start = 0; start < inputs.names.size(); start += batch_size) {
     progress.show(start);
     const std::size_t count = std::min(batch_size, inputs.names.size() - start);
-    const Outputs some = run_batch(backend, inputs, start, count);
-    all.logits.insert(all.logits.end(), some.logits.begin(), some.logits.end());
-    all.probabilities.insert(all.probabilities.end(), some.probabilities.begin(),
-                             some.probabilities.end());
+    all.append(run_batch(backend, inputs, start, count));
   }
   return all;
 }

@@ -1,6 +1,7 @@
 """What the scripts share on the terminal: how they end, tables, options."""
 
 import argparse
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -75,6 +76,14 @@ def positive(text: str) -> int:
 def short(path: Path) -> str:
     """A path as a person would type it: relative where it lies below the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def processor() -> str:
+    """This machine's, as the benchmarks name it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

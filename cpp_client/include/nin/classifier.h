@@ -64,7 +64,7 @@ class Classifier {
 };
 
 /// How many threads LibTorch uses inside one call; process-wide, to be set before the first call.
-/// It uses every core unless told otherwise. Throws Error for less than 1.
+/// It uses every core unless told otherwise. Throws Error for less than 1 or more than 1024.
 void set_threads(int count);
 
 }  // namespace nin

@@ -18,6 +18,9 @@ struct Prediction {
 struct Outputs {
   std::vector<float> logits;
   std::vector<float> probabilities;
+
+  /// Puts the images of `more` behind these.
+  void append(const Outputs& more);
 };
 
 /// The `k` most probable classes of each image, best first; of equals the lower index.
