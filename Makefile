@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 export PYTHON
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test check cpp fuzz export verify publish serve bench clean
+.PHONY: help demo test check cpp fuzz export train verify publish serve bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ cpp: .venv/complete  ## build the C++ library and tools in cpp_client/build/rele
 
 fuzz:  ## let libFuzzer attack what reads files, a minute each
 	@scripts/fuzz.sh
+
+train: .venv/complete  ## train by the best recipe, to runs/best (hours on a CPU)
+	@$(RUN) train/train.py $(ARGS)
 
 export: .venv/complete  ## write artifacts/
 	@$(RUN) export/to_onnx.py

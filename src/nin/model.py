@@ -3,7 +3,7 @@
 python -m nin.model    # prints the layers, their output shapes and their parameters
 """
 
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,14 @@ class NiN(nn.Sequential):
             image = layer(image)
         return image
 
-    def initialise(self) -> Self:
-        """Xavier-uniform weights and zero biases, as the book starts its training."""
+    def initialise(self, scheme: Literal["xavier", "kaiming"] = "xavier") -> Self:
+        """Uniform weights and zero biases: Xavier's, as the book starts, or Kaiming's for ReLU."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
+                if scheme == "xavier":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         return self
 

@@ -1,0 +1,1 @@
+"""Everything that train/train.py and its benchmark share."""

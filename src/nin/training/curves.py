@@ -1,0 +1,34 @@
+"""The picture of a run: loss and accuracies over the epochs, as the book draws them."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from nin.artifact import atomic_path
+
+_LINES = {
+    "train_loss": ("train loss", "-"),
+    "train_accuracy": ("train accuracy", "--"),
+    "validation_accuracy": ("validation accuracy", "-."),
+}
+
+
+def draw_curves(log: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Writes a PNG of the log's epochs; what wasn't measured has no line."""
+    mpl.use("Agg")  # no screen needed
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    epochs = [entry["epoch"] for entry in log]
+    for key, (label, style) in _LINES.items():
+        if key in log[0]:
+            values = [entry[key] for entry in log]
+            axes.plot(epochs, values, style, marker=".", label=f"{label}, last {values[-1]:.3f}")
+    axes.set(xlabel="epoch", title=title, ylim=(0, max(1.05, *(e["train_loss"] for e in log))))
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)

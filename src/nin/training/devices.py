@@ -1,0 +1,93 @@
+"""Which device and which precision, and how several processes train as one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from nin.errors import InputError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that torchrun started; alone, it is number 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Only the first one prints and writes."""
+        return self.rank == 0
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is up in any process; all must call."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The values added up over the processes; all must call."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Process]:
+    """Joins the processes that torchrun started, if it did."""
+    if "WORLD_SIZE" not in os.environ:
+        yield Process()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one, each process its own.
+
+    Raises InputError where it isn't there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"no device {name} here ({reason}); choose `cpu`, or `cuda` with NVIDIA's driver"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"can't train on {name}: expected `cpu` or `cuda`")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def find_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the products; `auto` is bfloat16 where the device has it in hardware.
+
+    A processor without it multiplies bfloat16 a hundred times slower than float32.
+    """
+    if name == "auto":
+        name = "bfloat16" if _has_bfloat16(device) else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,288 @@
+"""The training loop, and how it stops and goes on without a trace."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from nin.artifact import atomic_path
+from nin.classifier import preprocess
+from nin.errors import CheckError, InputError
+from nin.model import NiN
+from nin.training.batches import SIDE, Batches
+from nin.training.devices import Process
+from nin.training.optimizers import make_optimizers
+from nin.training.recipes import Recipe, lr_factor
+
+CHECKPOINT = "checkpoint.pt"
+
+_CHECKPOINT_EVERY_S = 300  # so much is lost at most to a power cut
+_EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is: a checkpoint goes on only under the very same."""
+
+    recipe: Recipe
+    seed: int
+    images: int  # to train on
+    start: str  # SHA-256 of the weights to start from, or "" for fresh ones
+    device: str
+    precision: str
+
+
+@dataclass
+class State:
+    """How far a run is; with weights and optimizers all that a checkpoint holds."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent in steps, over all parts of an interrupted run
+    log: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
+    # of the epoch so far: sum of losses, right answers, images
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    epoch_seconds: float = 0.0
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """The run stopped before its end, with its checkpoint written."""
+
+
+class Trainer:
+    """A network in training. Every step's randomness follows from the seed and its number."""
+
+    def __init__(
+        self,
+        network: NiN,
+        batches: Batches,
+        settings: Settings,
+        *,
+        process: Process,
+        folder: Path,
+        compiled: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.batches = batches
+        self.process = process
+        self.folder = folder
+        self.device = batches.pixels.device
+        self.dtype: torch.dtype = getattr(torch, settings.precision)
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizers = make_optimizers(self.network, settings.recipe, self.dtype)
+        self.state = State()
+        forward: nn.Module = self.network
+        if process.world > 1:
+            forward = DistributedDataParallel(forward)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if compiled else forward
+
+    @property
+    def steps(self) -> int:
+        return self.settings.recipe.epochs * self.batches.per_epoch
+
+    def step(self) -> Tensor:
+        """One batch forward, backward and into the weights.
+
+        Returns:
+            (3,): the sum of the losses, the right answers and the images of this process.
+        """
+        recipe, number = self.settings.recipe, self.state.step
+        progress = number / self.steps
+        crop = recipe.crop if progress < recipe.crop_until else SIDE
+        pixels, labels = self.batches(number, crop=crop, augment=recipe.augment)
+        torch.manual_seed(
+            ((self.settings.seed << 32) + number) * self.process.world + self.process.rank
+        )  # dropout's
+        self.network.train()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            image = preprocess(pixels).contiguous(memory_format=torch.channels_last)
+            logits = self.forward(image).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * lr_factor(recipe, progress)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.state.step += 1
+        right = (logits.detach().argmax(1) == labels).sum()
+        count = torch.tensor(len(labels), device=self.device)
+        return torch.stack([loss.detach() * count, right.float(), count.float()])
+
+    def train(self, validation: tuple[Tensor, Tensor] | None, stop: Callable[[], bool]) -> None:
+        """Trains to the end, from wherever the state is.
+
+        Args:
+            validation: pixels (N, 28, 28) uint8 and labels (N,), looked at after each epoch.
+            stop: asked after each step; says whether to stop early.
+
+        Raises:
+            Stopped: `stop` said so in one of the processes; the checkpoint is written.
+            CheckError: the loss is no number any more; the last good checkpoint is kept.
+        """
+        # A GPU runs ahead of Python, and reading the loss would make it wait.
+        look_every = 1 if self.device.type == "cpu" else 20
+        state, per_epoch = self.state, self.batches.per_epoch
+        totals = torch.tensor(state.totals, dtype=torch.float64, device=self.device)
+        looked = saved = time.monotonic()
+        with self._bar() as bar:
+            while state.step < self.steps:
+                totals += self.step()
+                ends = state.step % per_epoch == 0
+                if not ends and state.step % look_every:
+                    continue
+                state.totals = totals.tolist()
+                self._check_finite(math.isfinite(state.totals[0]))
+                now = time.monotonic()
+                state.epoch_seconds += now - looked
+                looked = now
+                self._show(bar)
+                if ends:
+                    self._end_epoch(validation)
+                    totals.zero_()
+                stopping = self.process.any(stop(), self.device) and state.step < self.steps
+                if ends or stopping or time.monotonic() - saved > _CHECKPOINT_EVERY_S:
+                    self.save()
+                    saved = time.monotonic()
+                if stopping:
+                    raise Stopped
+                looked = time.monotonic()  # evaluating and saving are no training
+
+    def _end_epoch(self, validation: tuple[Tensor, Tensor] | None) -> None:
+        state, recipe = self.state, self.settings.recipe
+        loss, right, count = self.process.sum(torch.tensor(state.totals).to(self.device)).tolist()
+        entry: dict[str, Any] = {
+            "epoch": state.step // self.batches.per_epoch,
+            "step": state.step,
+            "crop": recipe.crop if (state.step - 1) / self.steps < recipe.crop_until else SIDE,
+            "train_loss": loss / count,
+            "train_accuracy": right / count,
+        }
+        if validation is not None:
+            loss, accuracy = self.evaluate(*validation)
+            entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
+        entry |= {
+            "examples_per_second": count / state.epoch_seconds,
+            "train_seconds": state.epoch_seconds,
+        }
+        state.log.append(entry)
+        state.totals, state.epoch_seconds = [0.0, 0.0, 0.0], 0.0
+
+    def evaluate(self, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Cross-entropy and accuracy, in the training's precision; each process does its share."""
+        mine = slice(self.process.rank, None, self.process.world)
+        logits = predict(self.network, pixels[mine], self.dtype)
+        loss = F.cross_entropy(logits, labels[mine], reduction="sum")
+        right = (logits.argmax(1) == labels[mine]).sum()
+        loss, right = self.process.sum(torch.stack([loss, right]))
+        return float(loss) / len(labels), float(right) / len(labels)
+
+    def save(self) -> None:
+        """Writes the checkpoint and the log, each whole or not at all."""
+        self._check_finite(all(bool(p.isfinite().all()) for p in self.network.parameters()))
+        if not self.process.leads:
+            return
+        checkpoint = {
+            "settings": asdict(self.settings),
+            "state": asdict(self.state),
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        with atomic_path(self.folder / CHECKPOINT) as path:
+            torch.save(checkpoint, path)
+        with atomic_path(self.folder / "log.jsonl") as path:
+            path.write_text("".join(f"{json.dumps(entry)}\n" for entry in self.state.log))
+
+    def resume(self) -> None:
+        """Goes back to the checkpoint in the folder.
+
+        Raises:
+            InputError: there is none, it is damaged, or it is of another run.
+        """
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            raise InputError(f"no {path} to resume from; start without --resume")
+        try:
+            checkpoint = torch.load(path, map_location=self.device, weights_only=True)
+            found = flatten(checkpoint["settings"])
+            state = State(**checkpoint["state"])
+        except Exception as error:  # torch.load raises whatever its parts raise
+            raise InputError(
+                f"{path} isn't a checkpoint of this program ({_first_line(error)}); "
+                "remove it, or start again with --force"
+            ) from error
+        expected = flatten(asdict(self.settings))
+        differences = [
+            f"{name} is {found.get(name)} there, {value} here"
+            for name, value in expected.items()
+            if found.get(name) != value
+        ]
+        if differences:
+            raise InputError(
+                f"{path} is of another run: {'; '.join(differences)}; give the options it was "
+                "started with, another --output, or --force to start again"
+            )
+        try:
+            self.network.load_state_dict(checkpoint["network"])
+            for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{path} is of another network: {_first_line(error)}; start again with --force"
+            ) from error
+        self.state = state
+
+    def _check_finite(self, finite: bool) -> None:
+        if self.process.any(not finite, self.device):
+            good = self.folder / CHECKPOINT
+            kept = f"the last good checkpoint is {good}" if good.is_file() else "nothing was saved"
+            raise CheckError(
+                f"the loss or a weight isn't a finite number after step {self.state.step}; {kept}; "
+                "try a lower --lr or another --seed"
+            )
+
+    def _bar(self) -> "tqdm[Any]":
+        per_step = self.batches.batch_size
+        return tqdm(
+            total=self.steps * per_step,
+            initial=self.state.step * per_step,
+            unit="img",
+            disable=not self.process.leads,
+        )
+
+    def _show(self, bar: "tqdm[Any]") -> None:
+        loss, right, count = self.state.totals
+        epoch = (self.state.step - 1) // self.batches.per_epoch + 1
+        bar.set_description(f"epoch {epoch}/{self.settings.recipe.epochs}", refresh=False)
+        bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {right / count:.3f}", refresh=False)
+        bar.update(self.state.step * self.batches.batch_size - bar.n)
+
+
+def predict(network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The logits (N, classes), float32, of pixels (N, 28, 28) uint8; nothing is dropped out."""
+    network.eval()
+    device = pixels.device.type
+    with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        return torch.cat([network(i).float() for i in _images(pixels)])
+
+
+def _images(pixels: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(pixels, _EVALUATION_BATCH):
+        yield preprocess(part).contiguous(memory_format=torch.channels_last)
+
+
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's entries beside the others."""
+    return {**settings["recipe"], **{k: v for k, v in settings.items() if k != "recipe"}}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]

@@ -1,0 +1,276 @@
+"""Trains the network, as the book does or better.
+
+python train/train.py --recipe best                            # to runs/best
+python train/train.py --recipe book --limit 2000 --epochs 2    # a quick try
+torchrun --nproc-per-node 2 train/train.py --recipe best       # on two devices
+
+Ctrl-C or SIGTERM writes a checkpoint and stops; the same command with --resume goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nin.artifact import make_folder
+from nin.checkpoint import load_checkpoint, save_checkpoint
+from nin.cli import natural, parser, positive, processor, run, short
+from nin.data import load
+from nin.errors import InputError
+from nin.model import NiN
+from nin.paths import ROOT
+from nin.training.batches import HELD_OUT, Batches, split
+from nin.training.curves import draw_curves
+from nin.training.devices import Process, find_device, find_precision, process_group
+from nin.training.recipes import RECIPES, Recipe
+from nin.training.trainer import CHECKPOINT, Settings, Stopped, Trainer, flatten, predict
+
+# What a run leaves in its folder.
+WEIGHTS, LOG, CURVES = "nin.safetensors", "log.jsonl", "curves.png"
+
+
+def parse_args() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--recipe", choices=RECIPES, default="best", help="how to train")
+    options.add_argument("--epochs", type=positive, help="instead of the recipe's")
+    options.add_argument(
+        "--batch-size", type=positive, help="images to a step, over all processes; the recipe's"
+    )
+    options.add_argument("--lr", type=rate, help="peak learning rate, instead of the recipe's")
+    options.add_argument("--dropout", type=share, help="instead of the recipe's")
+    options.add_argument("--crop-until", type=share, help="share of the steps on small crops")
+    options.add_argument("--seed", type=natural, default=0, help="of weights, order, augmentation")
+    options.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or the best there is")
+    options.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the products; auto: bfloat16 where the hardware has it",
+    )
+    options.add_argument("--compile", action="store_true", help="run through torch.compile")
+    options.add_argument(
+        "--data-dir", type=Path, help="folder with the IDX files, if not one of the usual places"
+    )
+    options.add_argument(
+        "--limit", type=positive, metavar="N", help="at most N images to train on, N to judge on"
+    )
+    options.add_argument(
+        "--all", action="store_true", help=f"train on the {HELD_OUT:,} held-out images too"
+    )
+    options.add_argument("--init", type=Path, metavar="WEIGHTS", help="start from these weights")
+    options.add_argument(
+        "--output", type=Path, help="folder for weights, checkpoint, log and curves; runs/RECIPE"
+    )
+    options.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    options.add_argument("--force", action="store_true", help="replace the run in --output")
+    options.add_argument(
+        "--time-limit", type=rate, metavar="MINUTES", help="write a checkpoint and stop then"
+    )
+    args = options.parse_args()
+    if args.resume and args.force:
+        options.error("--resume goes on with a run, --force replaces it: give one of them")
+    return args
+
+
+def rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
+    return value
+
+
+def main() -> None:
+    began = time.monotonic()
+    args = parse_args()
+    recipe = choose_recipe(args)
+    folder = args.output or ROOT / "runs" / recipe.name
+    device = find_device(args.device)
+    images, held_out = training_data(args, device)
+    test = limited(*to_tensors("test", args.data_dir, device), args.limit)
+    with process_group(device) as process:
+        check_batch(recipe, len(images[0]), process)
+        prepare(folder, args, process)
+        network, start = first_weights(args, recipe)
+        settings = Settings(
+            recipe=recipe,
+            seed=args.seed,
+            images=len(images[0]),
+            start=start,
+            device=device.type,
+            precision=str(find_precision(args.precision, device)).removeprefix("torch."),
+        )
+        trainer = Trainer(
+            network,
+            Batches(*images, recipe.batch_size, args.seed, process.rank, process.world),
+            settings,
+            process=process,
+            folder=folder,
+            compiled=args.compile,
+        )
+        if args.resume:
+            trainer.resume()
+        deadline = began + 60 * args.time_limit if args.time_limit else float("inf")
+        with signals() as received:
+            try:
+                trainer.train(held_out, lambda: bool(received) or time.monotonic() > deadline)
+            except Stopped:
+                say_stopped(trainer, process)
+                if received:
+                    raise SystemExit(128 + received[0]) from None
+                return
+        finish(trainer, test, process)
+
+
+def choose_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe with what the options change of it."""
+    names = {field.name for field in dataclasses.fields(Recipe)} & vars(args).keys()
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return dataclasses.replace(RECIPES[args.recipe], **changes)
+
+
+def training_data(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+    """Pixels and labels to train on, and those held out, if any."""
+    pixels, labels = to_tensors("train", args.data_dir, device)
+    if args.all:
+        return limited(pixels, labels, args.limit), None
+    train, held_out = (part.to(device) for part in split(len(pixels)))
+    return (
+        limited(pixels[train], labels[train], args.limit),
+        limited(pixels[held_out], labels[held_out], args.limit),
+    )
+
+
+def to_tensors(
+    name: Literal["train", "test"], data_dir: Path | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    pixels, labels = load(name, data_dir)
+    return torch.tensor(pixels, device=device), torch.tensor(labels, device=device).long()
+
+
+def limited(pixels: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
+    return pixels[:limit], labels[:limit]
+
+
+def check_batch(recipe: Recipe, images: int, process: Process) -> None:
+    if recipe.batch_size > images:
+        raise InputError(
+            f"a batch of {recipe.batch_size} is larger than the {images} images to train on; "
+            "choose a smaller --batch-size or a larger --limit"
+        )
+    if recipe.batch_size % process.world:
+        raise InputError(
+            f"a batch of {recipe.batch_size} can't be shared by {process.world} processes; "
+            "choose a multiple of their number as --batch-size"
+        )
+
+
+def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
+    """Makes the output folder; refuses to touch another run's files unless told to."""
+    files = [folder / name for name in (CHECKPOINT, WEIGHTS, LOG, CURVES)]
+    if any(file.exists() for file in files) and not (args.resume or args.force):
+        raise InputError(
+            f"{short(folder)} holds a run; go on with it by --resume, replace it by --force, "
+            "or choose another --output"
+        )
+    process.sum(torch.zeros(1))  # all have looked before the first one writes
+    if process.leads:
+        make_folder(folder)
+        if args.force:
+            for file in files:
+                file.unlink(missing_ok=True)
+
+
+def first_weights(args: argparse.Namespace, recipe: Recipe) -> tuple[NiN, str]:
+    """The network to start from, and the digest of the weights file it comes from, if any."""
+    torch.manual_seed(args.seed)
+    network = NiN(dropout=recipe.dropout).initialise(recipe.initialisation)
+    if args.init is None:
+        return network, ""
+    checkpoint = load_checkpoint(args.init)
+    network.load_state_dict(checkpoint.network.state_dict())
+    return network, checkpoint.sha256
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say_stopped(trainer: Trainer, process: Process) -> None:
+    if process.leads:
+        print(
+            f"stopped after step {trainer.state.step} of {trainer.steps}; the checkpoint is "
+            f"{short(trainer.folder / CHECKPOINT)}; the same command with --resume goes on"
+        )
+
+
+def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> None:
+    """The test images, seen for the first time; the files; the book's closing lines."""
+    if not process.leads:
+        return
+    settings, log = trainer.settings, trainer.state.log
+    logits = predict(trainer.network, test[0])
+    accuracy = float((logits.argmax(1) == test[1]).float().mean())
+    seconds = sum(entry["train_seconds"] for entry in log)
+    device = processor_name(trainer.device)
+    metrics = {
+        "test_accuracy": accuracy,
+        "test_loss": float(F.cross_entropy(logits, test[1])),
+        "test_images": len(test[1]),
+        **{key: log[-1][key] for key in log[-1] if key.endswith(("loss", "accuracy"))},
+        "train_images": settings.images,
+        "train_seconds": seconds,
+        "device": device,
+        "torch": torch.__version__,
+    }
+    recipe = json.dumps(flatten(dataclasses.asdict(settings)))
+    save_checkpoint(trainer.folder / WEIGHTS, trainer.network.cpu(), recipe=recipe, metrics=metrics)
+    title = f"NiN on Fashion-MNIST, recipe {settings.recipe.name}, test accuracy {accuracy:.4f}"
+    draw_curves(log, title, trainer.folder / CURVES)
+    examples = trainer.steps * settings.recipe.batch_size
+    print(
+        f"loss {log[-1]['train_loss']:.3f}, train acc {log[-1]['train_accuracy']:.3f}, "
+        f"test acc {accuracy:.4f} on {len(test[1]):,} images\n"
+        f"{examples / seconds:.1f} examples/sec on {device}\n"
+        f"wrote {', '.join(short(trainer.folder / name) for name in (WEIGHTS, LOG, CURVES))}"
+    )
+
+
+def processor_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    run(main)
