@@ -32,7 +32,7 @@ from nin.training.batches import HELD_OUT, Batches, split
 from nin.training.curves import draw_curves
 from nin.training.devices import Process, find_device, find_precision, process_group
 from nin.training.recipes import RECIPES, Recipe
-from nin.training.trainer import CHECKPOINT, Settings, Stopped, Trainer, flatten, predict
+from nin.training.trainer import CHECKPOINT, Settings, Trainer, flatten, predict
 
 # What a run leaves in its folder.
 WEIGHTS, LOG, CURVES = "nin.safetensors", "log.jsonl", "curves.png"
@@ -96,8 +96,8 @@ def share(text: str) -> float:
 
 
 def main() -> None:
-    began = time.monotonic()
     args = parse_args()
+    deadline = time.monotonic() + 60 * (args.time_limit or float("inf"))
     recipe = choose_recipe(args)
     folder = args.output or ROOT / "runs" / recipe.name
     device = find_device(args.device)
@@ -125,16 +125,13 @@ def main() -> None:
         )
         if args.resume:
             trainer.resume()
-        deadline = began + 60 * args.time_limit if args.time_limit else float("inf")
         with signals() as received:
-            try:
-                trainer.train(held_out, lambda: bool(received) or time.monotonic() > deadline)
-            except Stopped:
+            if trainer.train(held_out, lambda: bool(received) or time.monotonic() > deadline):
+                finish(trainer, test, process)
+            else:
                 say_stopped(trainer, process)
-                if received:
-                    raise SystemExit(128 + received[0]) from None
-                return
-        finish(trainer, test, process)
+        if received:
+            raise SystemExit(128 + received[0])
 
 
 def choose_recipe(args: argparse.Namespace) -> Recipe:

@@ -53,10 +53,6 @@ class State:
     epoch_seconds: float = 0.0
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """The run stopped before its end, with its checkpoint written."""
-
-
 class Trainer:
     """A network in training. Every step's randomness follows from the seed and its number."""
 
@@ -117,15 +113,17 @@ class Trainer:
         count = torch.tensor(len(labels), device=self.device)
         return torch.stack([loss.detach() * count, right.float(), count.float()])
 
-    def train(self, validation: tuple[Tensor, Tensor] | None, stop: Callable[[], bool]) -> None:
+    def train(self, validation: tuple[Tensor, Tensor] | None, stop: Callable[[], bool]) -> bool:
         """Trains to the end, from wherever the state is.
 
         Args:
             validation: pixels (N, 28, 28) uint8 and labels (N,), looked at after each epoch.
             stop: asked after each step; says whether to stop early.
 
+        Returns:
+            False if `stop` said so in one of the processes; the checkpoint is written then too.
+
         Raises:
-            Stopped: `stop` said so in one of the processes; the checkpoint is written.
             CheckError: the loss is no number any more; the last good checkpoint is kept.
         """
         # A GPU runs ahead of Python, and reading the loss would make it wait.
@@ -153,8 +151,9 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
                 if stopping:
-                    raise Stopped
+                    return False
                 looked = time.monotonic()  # evaluating and saving are no training
+        return True
 
     def _end_epoch(self, validation: tuple[Tensor, Tensor] | None) -> None:
         state, recipe = self.state, self.settings.recipe
