@@ -1,0 +1,244 @@
+"""The training program as a person runs it, on a handful of images."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nin.data
+from nin.checkpoint import load_checkpoint
+from nin.paths import ROOT, WEIGHTS
+from tests.conftest import Script
+from tests.train_small import load_test_images
+
+SMALL = ("--limit", 16, "--batch-size", 8, "--epochs", 2, "--precision", "float32")
+PROGRAM = [sys.executable, str(ROOT / "tests/train_small.py")]
+
+
+@pytest.fixture(autouse=True)
+def training_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nin.data, "load", load_test_images)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two epochs without a stop."""
+    folder = tmp_path_factory.mktemp("straight")
+    options = [*map(str, SMALL), "--output", str(folder)]
+    shown = subprocess.run([*PROGRAM, *options], capture_output=True, text=True, check=True)
+    assert "Warning" not in shown.stderr
+    (folder / "out.txt").write_text(shown.stdout)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "nin.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    timed = ("examples_per_second", "train_seconds")
+    return [{k: v for k, v in entry.items() if k not in timed} for entry in log_of(folder)]
+
+
+def test_ends_with_the_lines_of_the_book_and_all_files(straight: Path) -> None:
+    out = (straight / "out.txt").read_text()
+    closing = r"^loss \d\.\d{3}, train acc \d\.\d{3}, test acc \d\.\d{4} on 16 images$"
+    assert re.search(closing, out, re.M)
+    assert re.search(r"^\d+\.\d examples/sec on .+ threads$", out, re.M)
+    assert (straight / "curves.png").read_bytes().startswith(b"\x89PNG")
+    checkpoint = load_checkpoint(straight / "nin.safetensors")
+    assert json.loads(checkpoint.recipe)["optimizer"] == "muon"
+    assert checkpoint.metrics["train_images"] == 16
+    assert 0 <= checkpoint.metrics["test_accuracy"] <= 1
+    first, second = log_of(straight)
+    assert (first["epoch"], second["epoch"], second["step"]) == (1, 2, 4)
+    assert (first["crop"], second["crop"]) == (20, 28)
+    assert first["validation_loss"] == pytest.approx(2.3, abs=0.3)
+
+
+def test_goes_on_bit_for_bit_where_it_was_stopped(
+    script: Script, straight: Path, tmp_path: Path
+) -> None:
+    # Each part ends after its first step: within the first epoch, at its end, within the second.
+    command = ("train/train.py", *SMALL, "--output", tmp_path, "--time-limit", 1e-9)
+    ended = script(*command)
+    for step in (1, 2, 3):
+        assert ended.code == 0
+        assert f"stopped after step {step} of 4" in ended.out
+        assert not (tmp_path / "nin.safetensors").exists()
+        ended = script(*command, "--resume")
+    assert "test acc" in ended.out
+    assert equal(weights(tmp_path), weights(straight))
+    assert without_times(tmp_path) == without_times(straight)
+
+
+def test_another_seed_gives_other_weights(script: Script, straight: Path, tmp_path: Path) -> None:
+    command = ("train/train.py", *SMALL, "--output", tmp_path)
+    assert script(*command, "--seed", 1).code == 0
+    assert not equal(weights(tmp_path), weights(straight))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint(script: Script, tmp_path: Path, number: int) -> None:
+    options = [*map(str, SMALL), "--epochs", "1000", "--output", str(tmp_path)]
+    with subprocess.Popen(
+        [*PROGRAM, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "loss" not in process.stderr.readline():  # the bar after the first step
+            assert process.poll() is None
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert re.search(r"stopped after step \d+ of 2000; .* --resume goes on", out)
+    ended = script("train/train.py", *options, "--resume", "--time-limit", 1e-9)
+    assert (ended.code, "stopped after step" in ended.out) == (0, True)
+
+
+def test_stops_where_the_loss_is_no_number_and_keeps_the_last_good_checkpoint(
+    script: Script, tmp_path: Path
+) -> None:
+    command = ("train/train.py", "--recipe", "book", *SMALL, "--output", tmp_path, "--lr", 1e30)
+    ended = script(*command)
+    assert ended.code == 1
+    assert "isn't a finite number after step 2; nothing was saved; try a lower --lr" in ended.err
+    calm = ("train/train.py", "--recipe", "book", *SMALL, "--output", tmp_path)
+    assert script(*calm, "--time-limit", 1e-9).code == 0
+    path = tmp_path / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["optimizers"][0]["param_groups"][0]["initial_lr"] = float("nan")
+    torch.save(checkpoint, path)
+    before = path.read_bytes()
+    ended = script(*calm, "--resume")
+    assert ended.code == 1
+    assert "the loss or a weight isn't a finite number after step" in ended.err
+    assert f"the last good checkpoint is {path}" in ended.err
+    assert path.read_bytes() == before
+    assert not (tmp_path / "nin.safetensors").exists()
+
+
+def test_two_processes_train_like_one_on_the_same_batches(script: Script, tmp_path: Path) -> None:
+    options = [*map(str, SMALL), "--dropout", "0", "--output"]  # masks are each process's own
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert script("train/train.py", *options, alone).code == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, "--standalone", *PROGRAM[1:], *options, str(shared)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.count("test acc") == 1  # only the first one speaks
+    start = script("train/train.py", *options, tmp_path / "start", "--time-limit", 1e-9)
+    assert start.code == 0
+    first = torch.load(tmp_path / "start/checkpoint.pt", weights_only=True)["network"]
+    for name, tensor in weights(alone).items():
+        moved = (tensor - first[name]).abs().max()
+        assert moved > 0
+        # as far apart as float32 is from itself in another order, magnified by few steps
+        assert (weights(shared)[name] - tensor).abs().max() <= 0.02 * moved + 1e-7, name
+    for one, two in zip(log_of(alone), log_of(shared), strict=True):
+        for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4)
+
+
+def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:
+    options = ("--limit", 64, "--batch-size", 64, "--epochs", 1, "--all", "--crop-until", 0)
+    ended = script("train/train.py", *options, "--init", WEIGHTS, "--output", tmp_path)
+    assert ended.code == 0
+    (entry,) = log_of(tmp_path)
+    assert entry["train_accuracy"] > 0.8
+    assert "validation_loss" not in entry  # nothing was held out
+
+
+def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path) -> None:
+    options = ("--recipe", "book", "--limit", 8, "--batch-size", 8, "--epochs", 1)
+    assert script("train/train.py", *options, "--output", tmp_path).code == 0
+    recipe = json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)
+    expected = {"optimizer": "sgd", "lr": 0.1, "initialisation": "xavier", "augment": False}
+    assert recipe.items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "cuda:77"), "no device cuda:77 here"),
+        (("--device", "abacus"), "no device abacus here"),
+        (("--device", "meta"), "can't train on meta: expected `cpu` or `cuda`"),
+        (("--batch-size", 17), "a batch of 17 is larger than the 16 images to train on"),
+        (("--init", "no.safetensors"), "no weights file at no.safetensors"),
+        (("--resume",), "to resume from; start without --resume"),
+        (("--resume", "--force"), "--resume goes on with a run, --force replaces it"),
+        (("--lr", "-1"), "-1 is not a number above 0"),
+        (("--lr", "nan"), "nan is not a number above 0"),
+        (("--lr", "fast"), "invalid rate value: 'fast'"),
+        (("--dropout", 1), "1 is not a number from 0 to below 1"),
+        (("--epochs", 0), "0 is not a whole number from 1 on"),
+        (("--recipe", "mine"), "invalid choice: 'mine'"),
+    ],
+)
+def test_refuses(script: Script, tmp_path: Path, options: tuple[Any, ...], message: str) -> None:
+    command = ("train/train.py", "--limit", 16, "--batch-size", 8, "--output", tmp_path / "new")
+    ended = script(*command, *options)
+    assert ended.code == 2
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert not list(tmp_path.glob("new/*"))
+
+
+def test_says_where_it_looked_for_the_training_set(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    ended = script("train/train.py", "--data-dir", tmp_path, "--output", tmp_path / "new")
+    assert ended.code == 2
+    assert f"no train-images-idx3-ubyte[.gz] in {tmp_path}; install Debian's package" in ended.err
+    assert "download()" in ended.err
+
+
+def test_never_touches_another_run_unless_told(script: Script, straight: Path) -> None:
+    before = weights(straight)
+    ended = script("train/train.py", *SMALL, "--output", straight)
+    assert ended.code == 2
+    assert "holds a run; go on with it by --resume, replace it by --force" in ended.err
+    ended = script("train/train.py", *SMALL, "--output", straight, "--resume", "--lr", 0.5)
+    assert ended.code == 2
+    assert "is of another run: lr is 0.02 there, 0.5 here; give the options" in ended.err
+    ended = script("train/train.py", *SMALL, "--output", straight, "--resume", "--recipe", "book")
+    assert "name is best there, book here" in ended.err
+    assert equal(weights(straight), before)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "network", "key"])
+def test_refuses_a_damaged_checkpoint(
+    script: Script, straight: Path, tmp_path: Path, damage: str
+) -> None:
+    data = (straight / "checkpoint.pt").read_bytes()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes({"cut": data[: len(data) // 2], "text": b"hello"}.get(damage, data))
+    if damage in ("network", "key"):
+        checkpoint = torch.load(path, weights_only=True)
+        if damage == "network":
+            checkpoint["network"]["0.0.weight"] = torch.zeros(1)
+        else:
+            del checkpoint["state"]
+        torch.save(checkpoint, path)
+    before = path.read_bytes()
+    ended = script("train/train.py", *SMALL, "--output", tmp_path, "--resume")
+    assert ended.code == 2
+    expected = "is of another network" if damage == "network" else "isn't a checkpoint of this"
+    assert expected in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert path.read_bytes() == before
