@@ -78,7 +78,10 @@ class Trainer:
         forward: nn.Module = self.network
         if process.world > 1:
             forward = DistributedDataParallel(forward)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if compiled else forward
+        # the two sizes of images are compiled each for itself
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(forward, dynamic=False) if compiled else forward
+        )
 
     @property
     def steps(self) -> int:
