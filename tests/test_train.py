@@ -171,6 +171,17 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path) -> Non
     assert recipe.items() >= expected.items()
 
 
+@pytest.mark.gpu
+def test_trains_and_resumes_on_a_gpu(script: Script, tmp_path: Path) -> None:
+    options = ("--limit", 512, "--batch-size", 64, "--epochs", 2, "--device", "cuda")
+    command = ("train/train.py", *options, "--output", tmp_path)
+    assert script(*command, "--time-limit", 1e-9).code == 0
+    ended = script(*command, "--resume")
+    assert ended.code == 0
+    assert torch.cuda.get_device_name() in ended.out
+    assert log_of(tmp_path)[-1]["epoch"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

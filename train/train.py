@@ -105,7 +105,7 @@ def main() -> None:
     test = limited(*to_tensors("test", args.data_dir, device), args.limit)
     with process_group(device) as process:
         check_batch(recipe, len(images[0]), process)
-        prepare(folder, args, process)
+        prepare(folder, args, process, device)
         network, start = first_weights(args, recipe)
         settings = Settings(
             recipe=recipe,
@@ -179,7 +179,7 @@ def check_batch(recipe: Recipe, images: int, process: Process) -> None:
         )
 
 
-def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
+def prepare(folder: Path, args: argparse.Namespace, process: Process, device: torch.device) -> None:
     """Makes the output folder; refuses to touch another run's files unless told to."""
     files = [folder / name for name in (CHECKPOINT, WEIGHTS, LOG, CURVES)]
     if any(file.exists() for file in files) and not (args.resume or args.force):
@@ -187,7 +187,7 @@ def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
             f"{short(folder)} holds a run; go on with it by --resume, replace it by --force, "
             "or choose another --output"
         )
-    process.sum(torch.zeros(1))  # all have looked before the first one writes
+    process.any(False, device)  # waits: all have looked before the first one writes
     if process.leads:
         make_folder(folder)
         if args.force:
