@@ -32,10 +32,11 @@ from tests.conftest import Script, vouch
 VERIFY = "export/verify.py"
 
 
+@pytest.mark.slow
 def test_every_artifact_in_every_runtime_passes(
     artifacts: Path, tmp_path: Path, script: Script
 ) -> None:
-    """In process; tests/test_serving.py has the server, tests/test_demo.py all of them."""
+    """On 100 images, in process; tests/test_demo.py has all runtimes on 16 in the default run."""
     options = ("--images", 100, "--runtimes", *available_runtimes())
     ended = script(VERIFY, "--artifacts", artifacts, "--report", tmp_path / "report.json", *options)
     assert (ended.code, ended.err) == (0, "")
@@ -409,7 +410,7 @@ def test_exit_code_1_and_the_reason_when_closed(
     assert not json.loads((tmp_path / "r.json").read_text())["passed"]
     assert "FAIL" in (tmp_path / "r.md").read_text()
 
-
+@pytest.mark.parametrize("count", ["1", pytest.param("33", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("count", ["1", "33"])
 def test_a_few_images_do_not_raise_a_false_alarm(
     count: str, artifacts: Path, tmp_path: Path, script: Script
