@@ -410,8 +410,8 @@ def test_exit_code_1_and_the_reason_when_closed(
     assert not json.loads((tmp_path / "r.json").read_text())["passed"]
     assert "FAIL" in (tmp_path / "r.md").read_text()
 
+
 @pytest.mark.parametrize("count", ["1", pytest.param("33", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("count", ["1", "33"])
 def test_a_few_images_do_not_raise_a_false_alarm(
     count: str, artifacts: Path, tmp_path: Path, script: Script
 ) -> None:
