@@ -38,7 +38,7 @@ from nin.data import load
 from nin.errors import InputError
 from nin.model import NiN
 from nin.training.batches import SIDE, Batches
-from nin.training.devices import Process, find_device, find_precision
+from nin.training.devices import Process, add_device_options, find_device, find_precision
 from nin.training.recipes import BEST, BOOK, Recipe
 from nin.training.trainer import Settings, Trainer
 
@@ -109,14 +109,7 @@ def parse_args() -> argparse.Namespace:
         default=min(4, os.cpu_count() or 1),
         help="processes that load the book's batches; the book's are 4",
     )
-    options.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or the best there is")
-    options.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of our products; auto: bfloat16 where the hardware has it",
-    )
-    options.add_argument("--compile", action="store_true", help="run ours through torch.compile")
+    add_device_options(options)
     options.add_argument(
         "--matmul",
         type=positive,

@@ -30,12 +30,18 @@ from nin.model import NiN
 from nin.paths import ROOT
 from nin.training.batches import HELD_OUT, Batches, split
 from nin.training.curves import draw_curves
-from nin.training.devices import Process, find_device, find_precision, process_group
+from nin.training.devices import (
+    Process,
+    add_device_options,
+    find_device,
+    find_precision,
+    process_group,
+)
 from nin.training.recipes import RECIPES, Recipe
-from nin.training.trainer import CHECKPOINT, Settings, Trainer, flatten, predict
+from nin.training.trainer import CHECKPOINT, LOG, Settings, Trainer, flatten, predict
 
-# What a run leaves in its folder.
-WEIGHTS, LOG, CURVES = "nin.safetensors", "log.jsonl", "curves.png"
+# What a run leaves in its folder, besides the trainer's checkpoint and log.
+WEIGHTS, CURVES = "nin.safetensors", "curves.png"
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,14 +55,7 @@ def parse_args() -> argparse.Namespace:
     options.add_argument("--dropout", type=share, help="instead of the recipe's")
     options.add_argument("--crop-until", type=share, help="share of the steps on small crops")
     options.add_argument("--seed", type=natural, default=0, help="of weights, order, augmentation")
-    options.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or the best there is")
-    options.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the products; auto: bfloat16 where the hardware has it",
-    )
-    options.add_argument("--compile", action="store_true", help="run through torch.compile")
+    add_device_options(options)
     options.add_argument(
         "--data-dir", type=Path, help="folder with the IDX files, if not one of the usual places"
     )

@@ -1,5 +1,6 @@
 """Which device and which precision, and how several processes train as one."""
 
+import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,18 @@ def process_group(device: torch.device) -> Iterator[Process]:
         yield Process(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every script that trains: where, in which precision, compiled or not."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or the best there is")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the products; auto: bfloat16 where the hardware has it",
+    )
+    parser.add_argument("--compile", action="store_true", help="run through torch.compile")
 
 
 def find_device(name: str) -> torch.device:

@@ -23,7 +23,7 @@ from nin.training.devices import Process
 from nin.training.optimizers import make_optimizers
 from nin.training.recipes import Recipe, lr_factor
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 _CHECKPOINT_EVERY_S = 300  # so much is lost at most to a power cut
 _EVALUATION_BATCH = 250
@@ -46,7 +46,6 @@ class State:
     """How far a run is; with weights and optimizers all that a checkpoint holds."""
 
     step: int = 0
-    seconds: float = 0.0  # spent in steps, over all parts of an interrupted run
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
     # of the epoch so far: sum of losses, right answers, images
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
@@ -200,7 +199,7 @@ class Trainer:
         }
         with atomic_path(self.folder / CHECKPOINT) as path:
             torch.save(checkpoint, path)
-        with atomic_path(self.folder / "log.jsonl") as path:
+        with atomic_path(self.folder / LOG) as path:
             path.write_text("".join(f"{json.dumps(entry)}\n" for entry in self.state.log))
 
     def resume(self) -> None:
