@@ -38,7 +38,13 @@ from nin.data import load
 from nin.errors import InputError
 from nin.model import NiN
 from nin.training.batches import SIDE, Batches
-from nin.training.devices import Process, add_device_options, find_device, find_precision
+from nin.training.devices import (
+    Process,
+    add_device_options,
+    find_device,
+    find_precision,
+    kept_memory,
+)
 from nin.training.recipes import BEST, BOOK, Recipe
 from nin.training.trainer import Settings, Trainer
 
@@ -238,7 +244,7 @@ def make_trainer(
     )
     return Trainer(
         NiN(dropout=recipe.dropout).initialise(recipe.initialisation),
-        Batches(*images, recipe.batch_size, settings.seed),
+        Batches(*images, recipe.batch_size, settings.seed, prune=recipe.prune),
         settings,
         process=Process(),
         folder=Path(),  # steps write nothing
@@ -247,12 +253,13 @@ def make_trainer(
 
 
 def take_turn(trainer: Trainer, steps: int) -> Rates:
-    trainer.step()
-    synchronise(trainer.device)
-    began = time.perf_counter()
-    for _ in range(steps):
+    with kept_memory():
         trainer.step()
-    synchronise(trainer.device)
+        synchronise(trainer.device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            trainer.step()
+        synchronise(trainer.device)
     rate = steps * trainer.batches.batch_size / (time.perf_counter() - began)
     return Rates(rate, rate)
 

@@ -1,17 +1,19 @@
 """The parts of training: batches, optimizers, schedule, curves, precision."""
 
-from dataclasses import replace
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import conv2d
 
 from nin.errors import InputError
 from nin.model import NiN
+from nin.training import winograd
 from nin.training.batches import Batches, split, window
 from nin.training.curves import draw_curves
-from nin.training.devices import find_device, find_precision
+from nin.training.devices import find_device, find_precision, kept_memory
 from nin.training.optimizers import Muon, make_optimizers, orthogonalise
 from nin.training.recipes import BEST, BOOK, lr_factor
 
@@ -55,14 +57,15 @@ def test_an_epoch_sees_each_image_once() -> None:
 def test_without_augmentation_images_are_whole_and_unchanged() -> None:
     pixels = numbered(8)
     batches = Batches(pixels, torch.arange(8), batch_size=8, seed=0)
-    cut, labels = batches(0, crop=28, augment=False)
+    cut, labels, weights = batches(0, crop=28, augment=False)
     assert torch.equal(cut, pixels[labels])
+    assert torch.equal(weights, torch.full((8,), 1 / 8))
 
 
 def test_whole_images_are_shifted_over_black() -> None:
     pixels = torch.full((400, 28, 28), 255, dtype=torch.uint8)
     batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), batch_size=400, seed=0)
-    cut, _ = batches(0, crop=28, augment=True)
+    cut, *_ = batches(0, crop=28, augment=True)
     columns = (cut[:, 14] == 0).sum(1)  # as many black ones as the image moved
     assert columns.unique().tolist() == [0, 1, 2]
     assert cut.unique().tolist() == [0, 255]
@@ -71,18 +74,101 @@ def test_whole_images_are_shifted_over_black() -> None:
 def test_about_half_of_the_images_are_mirrored() -> None:
     pixels = torch.arange(28, dtype=torch.uint8).expand(400, 28, 28).contiguous()
     batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), batch_size=400, seed=0)
-    cut, _ = batches(0, crop=20, augment=True)
+    cut, *_ = batches(0, crop=20, augment=True)
     mirrored = int((cut[:, 0, 0] > cut[:, 0, 1]).sum())
     assert 150 < mirrored < 250
     assert len(cut.amin((1, 2)).unique()) == 9  # the crop lies anywhere
 
 
 def test_processes_share_a_batch_as_if_they_were_one() -> None:
-    alone = Batches(numbered(12), torch.arange(12), batch_size=6, seed=1)
-    whole = alone(1, crop=20, augment=True)
-    parts = [replace(alone, rank=rank, world=2)(1, crop=20, augment=True) for rank in (0, 1)]
-    for i in (0, 1):
-        assert torch.equal(torch.stack([parts[0][i], parts[1][i]], 1).flatten(0, 1), whole[i])
+    def share(**process: int) -> tuple[torch.Tensor, ...]:
+        batches = Batches(numbered(12), torch.arange(12), 6, seed=1, prune=True, **process)
+        return batches(0, crop=20, augment=True)
+
+    whole, one, other = share(), share(rank=0, world=2), share(rank=1, world=2)
+    for i in range(3):
+        assert torch.equal(torch.stack([one[i], other[i]], 1).flatten(0, 1), whole[i])
+
+
+def losses_of(images: torch.Tensor) -> torch.Tensor:
+    """Images 0 to 9 are the hard ones."""
+    return torch.where(images < 10, 2.0, 0.1)
+
+
+def test_leaves_out_half_of_the_easy_images_and_doubles_the_others() -> None:
+    batches = Batches(numbered(50), torch.arange(50), batch_size=30, seed=0, prune=True)
+    assert (batches.per_epoch, batches.images_per_epoch) == (1, 30)
+    seen = torch.zeros(50)
+    for step in range(40):
+        known = bool(batches.losses.isfinite().all())
+        _, images, weights = batches(step, crop=20, augment=True)
+        batches.note(step, losses_of(images))
+        assert len(images.unique()) == 30
+        if known:
+            seen[images] += 1
+            hard = images < 10
+            assert hard.sum() == 10
+            assert torch.equal(weights, torch.where(hard, 1.0, 2.0) / 50)
+    epochs = int(seen[0])
+    assert epochs > 30
+    assert seen[:10].tolist() == [epochs] * 10
+    assert 0.2 * epochs < seen[10:].min() < seen[10:].max() < 0.8 * epochs
+
+
+def test_goes_on_in_the_midst_of_a_pruned_epoch() -> None:
+    def new() -> Batches:
+        return Batches(numbered(50), torch.arange(50), batch_size=10, seed=0, prune=True)
+
+    one, other = new(), new()
+    for step in range(7):  # three steps are an epoch
+        _, images, _ = one(step, crop=20, augment=True)
+        one.note(step, losses_of(images))
+    other.load_state_dict(one.state_dict())
+    for step in range(7, 12):
+        expected = one(step, crop=20, augment=True)
+        for a, b in zip(expected, other(step, crop=20, augment=True), strict=True):
+            assert torch.equal(a, b)
+        for batches in (one, other):
+            batches.note(step, losses_of(expected[1]))
+
+
+@pytest.mark.parametrize("size", [(26, 26), (18, 18), (7, 10), (1, 3)])
+def test_winograd_convolves_like_torch(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(9, 6, *size, requires_grad=True)
+    weight = torch.randn(5, 6, 5, 5, requires_grad=True)
+    gradient = torch.randn(9, 5, *size)
+    found, expected = (
+        [output, *torch.autograd.grad(output, (image, weight), gradient)]
+        for output in (winograd.convolve(image, weight), conv2d(image, weight, padding=2))
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 1e-4 * other.norm()
+
+
+def test_only_training_uses_winograd() -> None:
+    torch.manual_seed(0)
+    network, usual = (NiN(dropout=0.0).initialise("kaiming") for _ in range(2))
+    usual.load_state_dict(network.state_dict())
+    winograd.use_in(network)
+    image = torch.rand(2, 1, 160, 160)
+    assert torch.equal(network.eval()(image), usual.eval()(image))
+    trained = network.train()(image)
+    assert not torch.equal(trained, usual(image))
+    torch.testing.assert_close(trained, usual(image), rtol=1e-4, atol=1e-6)
+
+
+def test_memory_is_kept_and_given_back() -> None:
+    def resident() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    size = 256 << 20
+    before = resident()
+    with kept_memory():
+        torch.ones(size, dtype=torch.uint8)
+        assert resident() - before > size / 2
+    assert resident() - before < size / 2
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])

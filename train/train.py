@@ -35,6 +35,7 @@ from nin.training.devices import (
     add_device_options,
     find_device,
     find_precision,
+    kept_memory,
     process_group,
 )
 from nin.training.recipes import RECIPES, Recipe
@@ -103,7 +104,15 @@ def main() -> None:
     images, held_out = training_data(args, device)
     test = limited(*to_tensors("test", args.data_dir, device), args.limit)
     with process_group(device) as process:
-        check_batch(recipe, len(images[0]), process)
+        batches = Batches(
+            *images,
+            recipe.batch_size,
+            args.seed,
+            prune=recipe.prune,
+            rank=process.rank,
+            world=process.world,
+        )
+        check_batches(batches, process)
         prepare(folder, args, process, device)
         network, start = first_weights(args, recipe)
         settings = Settings(
@@ -116,7 +125,7 @@ def main() -> None:
         )
         trainer = Trainer(
             network,
-            Batches(*images, recipe.batch_size, args.seed, process.rank, process.world),
+            batches,
             settings,
             process=process,
             folder=folder,
@@ -124,7 +133,7 @@ def main() -> None:
         )
         if args.resume:
             trainer.resume()
-        with signals() as received:
+        with signals() as received, kept_memory():
             if trainer.train(held_out, lambda: bool(received) or time.monotonic() > deadline):
                 finish(trainer, test, process)
             else:
@@ -165,15 +174,15 @@ def limited(pixels: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, 
     return pixels[:limit], labels[:limit]
 
 
-def check_batch(recipe: Recipe, images: int, process: Process) -> None:
-    if recipe.batch_size > images:
+def check_batches(batches: Batches, process: Process) -> None:
+    if batches.per_epoch == 0:
         raise InputError(
-            f"a batch of {recipe.batch_size} is larger than the {images} images to train on; "
-            "choose a smaller --batch-size or a larger --limit"
+            f"a batch of {batches.batch_size} is larger than the {batches.images_per_epoch} "
+            "images of an epoch; choose a smaller --batch-size or a larger --limit"
         )
-    if recipe.batch_size % process.world:
+    if batches.batch_size % process.world:
         raise InputError(
-            f"a batch of {recipe.batch_size} can't be shared by {process.world} processes; "
+            f"a batch of {batches.batch_size} can't be shared by {process.world} processes; "
             "choose a multiple of their number as --batch-size"
         )
 

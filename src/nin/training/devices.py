@@ -1,6 +1,7 @@
 """Which device and which precision, and how several processes train as one."""
 
 import argparse
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from nin.errors import InputError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h's
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,24 @@ def _has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Lets glibc keep what torch frees on the CPU, as torch itself does on a GPU.
+
+    By default it returns each large tensor to the kernel, which has to clear its pages for the
+    next one: about a fifth of a step.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # neither musl nor macOS has it
+        yield
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)  # all from the heap
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
+        libc.mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)

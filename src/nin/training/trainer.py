@@ -18,6 +18,7 @@ from nin.artifact import atomic_path
 from nin.classifier import preprocess
 from nin.errors import CheckError, InputError
 from nin.model import NiN
+from nin.training import winograd
 from nin.training.batches import SIDE, Batches
 from nin.training.devices import Process
 from nin.training.optimizers import make_optimizers
@@ -47,7 +48,7 @@ class State:
 
     step: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
-    # of the epoch so far: sum of losses, right answers, images
+    # of the epoch so far: losses, right answers, weights
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     epoch_seconds: float = 0.0
 
@@ -72,6 +73,8 @@ class Trainer:
         self.device = batches.pixels.device
         self.dtype: torch.dtype = getattr(torch, settings.precision)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu" and self.dtype == torch.float32 and not compiled:
+            winograd.use_in(self.network)
         self.optimizers = make_optimizers(self.network, settings.recipe, self.dtype)
         self.state = State()
         forward: nn.Module = self.network
@@ -90,12 +93,13 @@ class Trainer:
         """One batch forward, backward and into the weights.
 
         Returns:
-            (3,): the sum of the losses, the right answers and the images of this process.
+            (3,): the weighted sums of the losses, of the right answers and of the weights, over
+            this process's share of the batch.
         """
         recipe, number = self.settings.recipe, self.state.step
         progress = number / self.steps
         crop = recipe.crop if progress < recipe.crop_until else SIDE
-        pixels, labels = self.batches(number, crop=crop, augment=recipe.augment)
+        pixels, labels, weights = self.batches(number, crop=crop, augment=recipe.augment)
         torch.manual_seed(
             ((self.settings.seed << 32) + number) * self.process.world + self.process.rank
         )  # dropout's
@@ -103,17 +107,24 @@ class Trainer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             image = preprocess(pixels).contiguous(memory_format=torch.channels_last)
             logits = self.forward(image).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = F.cross_entropy(
+            logits, labels, label_smoothing=recipe.label_smoothing, reduction="none"
+        )
+        # DistributedDataParallel divides by the number of processes
+        ((losses * weights).sum() * self.process.world).backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * lr_factor(recipe, progress)
             optimizer.step()
             optimizer.zero_grad()
         self.state.step += 1
-        right = (logits.detach().argmax(1) == labels).sum()
-        count = torch.tensor(len(labels), device=self.device)
-        return torch.stack([loss.detach() * count, right.float(), count.float()])
+        losses = losses.detach()
+        if recipe.prune:
+            of_all = losses.new_zeros(recipe.batch_size)
+            of_all[self.batches.mine] = losses
+            self.batches.note(number, self.process.sum(of_all))
+        right = (logits.detach().argmax(1) == labels).float()
+        return torch.stack([losses @ weights, right @ weights, weights.sum()])
 
     def train(self, validation: tuple[Tensor, Tensor] | None, stop: Callable[[], bool]) -> bool:
         """Trains to the end, from wherever the state is.
@@ -171,7 +182,7 @@ class Trainer:
             loss, accuracy = self.evaluate(*validation)
             entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
         entry |= {
-            "examples_per_second": count / state.epoch_seconds,
+            "examples_per_second": self._images(self.batches.per_epoch) / state.epoch_seconds,
             "train_seconds": state.epoch_seconds,
         }
         state.log.append(entry)
@@ -196,6 +207,7 @@ class Trainer:
             "state": asdict(self.state),
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "batches": self.batches.state_dict(),
         }
         with atomic_path(self.folder / CHECKPOINT) as path:
             torch.save(checkpoint, path)
@@ -235,6 +247,7 @@ class Trainer:
             self.network.load_state_dict(checkpoint["network"])
             for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+            self.batches.load_state_dict(checkpoint["batches"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"{path} is of another network: {_first_line(error)}; start again with --force"
@@ -250,11 +263,13 @@ class Trainer:
                 "try a lower --lr or another --seed"
             )
 
+    def _images(self, steps: int) -> int:
+        return steps * self.batches.batch_size
+
     def _bar(self) -> "tqdm[Any]":
-        per_step = self.batches.batch_size
         return tqdm(
-            total=self.steps * per_step,
-            initial=self.state.step * per_step,
+            total=self._images(self.steps),
+            initial=self._images(self.state.step),
             unit="img",
             disable=not self.process.leads,
         )
@@ -264,7 +279,7 @@ class Trainer:
         epoch = (self.state.step - 1) // self.batches.per_epoch + 1
         bar.set_description(f"epoch {epoch}/{self.settings.recipe.epochs}", refresh=False)
         bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {right / count:.3f}", refresh=False)
-        bar.update(self.state.step * self.batches.batch_size - bar.n)
+        bar.update(self._images(self.state.step) - bar.n)
 
 
 def predict(network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
