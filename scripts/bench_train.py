@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from nin.artifact import make_folder, write_atomically
 from nin.classifier import SCALE
-from nin.cli import natural, parser, positive, processor, run, short, table
+from nin.cli import natural, parser, positive, run, short, table
 from nin.data import load
 from nin.errors import InputError
 from nin.model import NiN
@@ -44,6 +44,7 @@ from nin.training.devices import (
     find_device,
     find_precision,
     kept_memory,
+    processor_name,
 )
 from nin.training.recipes import BEST, BOOK, Recipe
 from nin.training.trainer import Settings, Trainer
@@ -55,6 +56,7 @@ TENSOR_FLOAT = "TensorFloat-32"  # what cuDNN's convolutions take float32 for
 NO_ROOM = ("out of memory", "allocate memory", "DataLoader worker")  # in torch's RuntimeErrors
 
 BOOKS_LOOP = "the book's"
+WHOLE, CROPS = "ours, the best recipe", f"ours, the best recipe, {BEST.crop}x{BEST.crop} crops"
 
 
 class Rates(NamedTuple):
@@ -143,8 +145,8 @@ def make_loops(args: argparse.Namespace, device: torch.device) -> list[Loop]:
     on_device = (images[0].to(device), images[1].to(device))
     for name, recipe in (
         ("ours, the book's recipe", BOOK),
-        ("ours, the best recipe", replace(BEST, crop_until=0.0)),
-        (f"ours, the best recipe, {BEST.crop}x{BEST.crop} crops", replace(BEST, crop_until=1.0)),
+        (WHOLE, replace(BEST, crop_until=0.0)),
+        (CROPS, replace(BEST, crop_until=1.0)),
     ):
         endless = replace(
             recipe,
@@ -350,15 +352,17 @@ def describe(
     device: torch.device,
 ) -> str:
     told = ", ".join(f"{name} {peak / 1e9:,.0f}" for name, peak in peaks.items())
-    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     return "\n\n".join(
         (
-            f"`{command(args, device)}`, {gpu}{processor()}, {torch.get_num_threads()} threads, "
+            f"`{command(args, device)}`, {processor_name(device)}, "
             f"torch {torch.__version__}; medians of {len(rounds)} rounds (smallest to largest), "
             "ratios formed within each.",
             speed_table(loops, rounds),
+            f"A whole run of the best recipe, {BEST.crop_until:.0%} of it on crops: "
+            f"{spread([whole_run(found) for found in rounds], 2)} times the book's examples/s.",
             f"The peak, GFLOP/s in a product of {args.matmul}x{args.matmul} matrices: {told}. "
-            "Of it the steps use, by the wall clock:",
+            "Of it the steps use, by the wall clock and by what convolutions cost as they are "
+            "defined (Winograd's way saves some of it):",
             share_table(loops, rounds, peaks),
         )
     )
@@ -392,6 +396,12 @@ def speed_table(loops: Sequence[Loop], rounds: Sequence[Round]) -> str:
             cells += [spread(rates, 1), spread(ratios, 2)]
         rows.append(cells)
     return table(header, rows)
+
+
+def whole_run(found: Round) -> float:
+    """How many times the book's examples/s by the wall clock, crops and whole images together."""
+    seconds = BEST.crop_until / found[CROPS].by_wall + (1 - BEST.crop_until) / found[WHOLE].by_wall
+    return 1 / seconds / found[BOOKS_LOOP].by_wall
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -178,3 +178,10 @@ def test_no_room_is_told_in_one_line(script: Script, monkeypatch: pytest.MonkeyP
         "error: no room (DataLoader worker (pid 7) is killed by signal: Bus error.); choose a "
         "smaller --batch-size, or fewer --workers\n"
     )
+
+
+def test_a_whole_run_is_crops_and_then_whole_images(bench: Any) -> None:
+    rates = {bench.BOOKS_LOOP: 10.0, bench.CROPS: 60.0, bench.WHOLE: 20.0}
+    found = {name: bench.Rates(rate, rate) for name, rate in rates.items()}
+    until = bench.BEST.crop_until
+    assert bench.whole_run(found) == pytest.approx(1 / (until / 6 + (1 - until) / 2))

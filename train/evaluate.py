@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from nin.artifact import make_folder, write_atomically
 from nin.cli import add_input_options, image_count, parser, run, short
-from nin.contract import FASHION_MNIST, GRAPHS, LABELS, MAX_BATCH, Graph
+from nin.contract import FASHION_MNIST, GRAPHS, LABELS, Graph
 from nin.data import load
 from nin.errors import CheckError, InputError
 from nin.evaluation import (
@@ -32,9 +31,8 @@ from nin.evaluation import (
     log_softmax,
 )
 from nin.exporting import load_deployable
-from nin.parity import check_identity
+from nin.parity import check_identity, run_all
 from nin.paths import ARTIFACTS, ROOT
-from nin.reference import graph_input
 from nin.runtimes import RUNTIMES, Runtime, open_runtime
 
 # What an evaluation leaves in its folder.
@@ -114,13 +112,7 @@ def compute_logits(
     runtime: Runtime, graph: Graph, pixels: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     """The runtime's logits (N, 10) for pixels (N, 28, 28). CheckError where one is no number."""
-    parts = []
-    with tqdm(total=len(pixels), unit="img", disable=None, leave=False) as bar:
-        for start in range(0, len(pixels), MAX_BATCH):
-            batch = pixels[start : start + MAX_BATCH]
-            parts.append(runtime(graph_input(graph, batch))["logits"])
-            bar.update(len(batch))
-    logits = np.concatenate(parts)
+    logits = run_all(runtime, graph, pixels, graph.name)["logits"]
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(bad):
         raise CheckError(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nin.artifact import make_folder
 from nin.checkpoint import load_checkpoint, save_checkpoint
-from nin.cli import natural, parser, positive, processor, run, short
+from nin.cli import natural, parser, positive, run, short
 from nin.data import load
 from nin.errors import InputError
 from nin.model import NiN
@@ -37,6 +37,7 @@ from nin.training.devices import (
     find_precision,
     kept_memory,
     process_group,
+    processor_name,
 )
 from nin.training.recipes import RECIPES, Recipe
 from nin.training.trainer import CHECKPOINT, LOG, Settings, Trainer, flatten, predict
@@ -269,12 +270,6 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
         f"{examples / seconds:.1f} examples/sec on {device}\n"
         f"wrote {', '.join(short(trainer.folder / name) for name in (WEIGHTS, LOG, CURVES))}"
     )
-
-
-def processor_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def check_parity(
         if row.failures:
             return row  # what has another form can't be compared
         start = time.perf_counter()
-        outputs = _run_all(runtime, graph, reference.pixels, f"{graph.name} {name}")
+        outputs = run_all(runtime, graph, reference.pixels, f"{graph.name} {name}")
         row.seconds = time.perf_counter() - start
         row.accuracy = float((outputs["logits"].argmax(1) == labels).mean())
         row.failures += check_budget(outputs, reference, row)
@@ -230,9 +230,8 @@ def _run(runtime: Runtime, graph: Graph, pixels: NDArray[np.uint8]) -> Outputs:
     return runtime(graph_input(graph, pixels))
 
 
-def _run_all(
-    runtime: Runtime, graph: Graph, pixels: NDArray[np.uint8], description: str
-) -> Outputs:
+def run_all(runtime: Runtime, graph: Graph, pixels: NDArray[np.uint8], description: str) -> Outputs:
+    """The outputs for pixels (N, 28, 28), any N, in the largest batches."""
     starts = range(0, len(pixels), MAX_BATCH)
     bar = tqdm(starts, description, disable=None, leave=False)
     batches = [_run(runtime, graph, pixels[start : start + MAX_BATCH]) for start in bar]
