@@ -137,11 +137,11 @@ def parse_args() -> argparse.Namespace:
 def make_loops(args: argparse.Namespace, device: torch.device) -> list[Loop]:
     images = pictures()
     precision = find_precision(args.precision, device)
-    args.precision = name_of(precision)
+    args.precision = precision
     args.matmul = args.matmul or (8192 if device.type == "cuda" else 2048)
     batch_size = args.batch_size or BOOK.batch_size
     book = BookLoop(Pictures(*images), batch_size, args.workers, device)
-    loops = [Loop(BOOKS_LOOP, batch_size, SIDE, products(torch.float32, device), book.turn)]
+    loops = [Loop(BOOKS_LOOP, batch_size, SIDE, products("float32", device), book.turn)]
     on_device = (images[0].to(device), images[1].to(device))
     for name, recipe in (
         ("ours, the book's recipe", BOOK),
@@ -233,20 +233,21 @@ class BookLoop:
 
 
 def make_trainer(
-    recipe: Recipe, images: tuple[Tensor, Tensor], precision: torch.dtype, *, compiled: bool
+    recipe: Recipe, images: tuple[Tensor, Tensor], precision: str, *, compiled: bool
 ) -> Trainer:
     torch.manual_seed(0)
     settings = Settings(
         recipe=recipe,
         seed=0,
         images=len(images[0]),
+        held_out=0,
         start="",
         device=images[0].device.type,
-        precision=name_of(precision),
+        precision=precision,
     )
     return Trainer(
         NiN(dropout=recipe.dropout).initialise(recipe.initialisation),
-        Batches(*images, recipe.batch_size, settings.seed, prune=recipe.prune),
+        Batches(*images, recipe, settings.seed),
         settings,
         process=Process(),
         folder=Path(),  # steps write nothing
@@ -262,7 +263,7 @@ def take_turn(trainer: Trainer, steps: int) -> Rates:
         for _ in range(steps):
             trainer.step()
         synchronise(trainer.device)
-    rate = steps * trainer.batches.batch_size / (time.perf_counter() - began)
+    rate = steps * trainer.settings.recipe.batch_size / (time.perf_counter() - began)
     return Rates(rate, rate)
 
 
@@ -286,14 +287,10 @@ def synchronise(device: torch.device) -> None:
 # The peak, and what a step needs of it
 
 
-def name_of(precision: torch.dtype) -> str:
-    return str(precision).removeprefix("torch.")
-
-
-def products(precision: torch.dtype, device: torch.device) -> str:
+def products(precision: str, device: torch.device) -> str:
     """What convolutions of that dtype multiply in."""
-    tensor_float = device.type == "cuda" and precision == torch.float32
-    return TENSOR_FLOAT if tensor_float else name_of(precision)
+    tensor_float = device.type == "cuda" and precision == "float32"
+    return TENSOR_FLOAT if tensor_float else precision
 
 
 def measure_peaks(names: set[str], device: torch.device, side: int) -> dict[str, float]:

@@ -1,21 +1,24 @@
 """The parts of training: batches, optimizers, schedule, curves, precision."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 from torch.nn.functional import conv2d
 
 from nin.errors import InputError
 from nin.model import NiN
 from nin.training import winograd
-from nin.training.batches import Batches, split, window
+from nin.training.batches import Batches, mix, split, window
 from nin.training.curves import draw_curves
-from nin.training.devices import find_device, find_precision, kept_memory
+from nin.training.devices import Process, find_device, find_precision, kept_memory
 from nin.training.optimizers import Muon, make_optimizers, orthogonalise
-from nin.training.recipes import BEST, BOOK, lr_factor
+from nin.training.recipes import BEST, BOOK, Recipe, lr_factor
 
 
 def numbered(count: int) -> torch.Tensor:
@@ -42,30 +45,46 @@ def test_cuts_and_mirrors_like_numpy() -> None:
     assert np.array_equal(cut[2], images[2, 8:28, 0:20][:, ::-1])
 
 
+ALONE = Process()
+PLAIN = replace(BOOK, batch_size=5)
+WHOLE = replace(BEST, batch_size=400, prune=False)
+PRUNED = replace(BEST, batch_size=10)
+
+
+def begun(count: int, recipe: Recipe, *, seed: int = 0, process: Process = ALONE) -> Batches:
+    batches = Batches(numbered(count), torch.arange(count), recipe, seed, process)
+    batches.begin(0)
+    return batches
+
+
+def order_of(batches: Batches, epoch: int) -> torch.Tensor:
+    batches.begin(epoch)
+    steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
+    return torch.cat([batches(step, crop=28)[1] for step in steps])
+
+
 def test_an_epoch_sees_each_image_once() -> None:
-    labels = torch.arange(20)
-    batches = Batches(numbered(20), labels, batch_size=5, seed=3)
-    epochs = [
-        torch.cat([batches(epoch * 4 + step, crop=28, augment=False)[1] for step in range(4)])
-        for epoch in (0, 1)
-    ]
-    for epoch in epochs:
-        assert torch.equal(epoch.sort().values, labels)
-    assert not torch.equal(*epochs)
+    batches = begun(20, PLAIN)
+    orders = [order_of(batches, epoch) for epoch in (0, 1)]
+    for order in orders:
+        assert torch.equal(order.sort().values, torch.arange(20))
+    assert not torch.equal(*orders)
+    assert torch.equal(order_of(begun(20, PLAIN), 1), orders[1])
+    assert not torch.equal(order_of(begun(20, PLAIN, seed=1), 1), orders[1])
 
 
-def test_without_augmentation_images_are_whole_and_unchanged() -> None:
-    pixels = numbered(8)
-    batches = Batches(pixels, torch.arange(8), batch_size=8, seed=0)
-    cut, labels, weights = batches(0, crop=28, augment=False)
-    assert torch.equal(cut, pixels[labels])
+def test_the_book_sees_whole_images_unchanged() -> None:
+    batches = begun(8, replace(BOOK, batch_size=8))
+    cut, labels, weights = batches(0, crop=28)
+    assert torch.equal(cut, batches.pixels[labels])
     assert torch.equal(weights, torch.full((8,), 1 / 8))
 
 
 def test_whole_images_are_shifted_over_black() -> None:
     pixels = torch.full((400, 28, 28), 255, dtype=torch.uint8)
-    batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), batch_size=400, seed=0)
-    cut, *_ = batches(0, crop=28, augment=True)
+    batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), WHOLE, seed=0)
+    batches.begin(0)
+    cut, *_ = batches(0, crop=28)
     columns = (cut[:, 14] == 0).sum(1)  # as many black ones as the image moved
     assert columns.unique().tolist() == [0, 1, 2]
     assert cut.unique().tolist() == [0, 255]
@@ -73,19 +92,19 @@ def test_whole_images_are_shifted_over_black() -> None:
 
 def test_about_half_of_the_images_are_mirrored() -> None:
     pixels = torch.arange(28, dtype=torch.uint8).expand(400, 28, 28).contiguous()
-    batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), batch_size=400, seed=0)
-    cut, *_ = batches(0, crop=20, augment=True)
+    batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), WHOLE, seed=0)
+    batches.begin(0)
+    cut, *_ = batches(0, crop=20)
     mirrored = int((cut[:, 0, 0] > cut[:, 0, 1]).sum())
     assert 150 < mirrored < 250
     assert len(cut.amin((1, 2)).unique()) == 9  # the crop lies anywhere
 
 
 def test_processes_share_a_batch_as_if_they_were_one() -> None:
-    def share(**process: int) -> tuple[torch.Tensor, ...]:
-        batches = Batches(numbered(12), torch.arange(12), 6, seed=1, prune=True, **process)
-        return batches(0, crop=20, augment=True)
-
-    whole, one, other = share(), share(rank=0, world=2), share(rank=1, world=2)
+    whole, one, other = (
+        begun(20, PRUNED, process=process)(0, crop=20)
+        for process in (Process(), Process(rank=0, world=2), Process(rank=1, world=2))
+    )
     for i in range(3):
         assert torch.equal(torch.stack([one[i], other[i]], 1).flatten(0, 1), whole[i])
 
@@ -96,40 +115,49 @@ def losses_of(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_leaves_out_half_of_the_easy_images_and_doubles_the_others() -> None:
-    batches = Batches(numbered(50), torch.arange(50), batch_size=30, seed=0, prune=True)
+    batches = begun(50, replace(PRUNED, batch_size=30))
     assert (batches.per_epoch, batches.images_per_epoch) == (1, 30)
-    seen = torch.zeros(50)
+    epochs, seen = 0, torch.zeros(50)
     for step in range(40):
         known = bool(batches.losses.isfinite().all())
-        _, images, weights = batches(step, crop=20, augment=True)
+        batches.begin(step)
+        _, images, weights = batches(step, crop=20)
         batches.note(step, losses_of(images))
         assert len(images.unique()) == 30
         if known:
+            epochs += 1
             seen[images] += 1
             hard = images < 10
             assert hard.sum() == 10
-            assert torch.equal(weights, torch.where(hard, 1.0, 2.0) / 50)
-    epochs = int(seen[0])
+            torch.testing.assert_close(weights, torch.where(hard, 1.0, 2.0) / 50)
     assert epochs > 30
     assert seen[:10].tolist() == [epochs] * 10
     assert 0.2 * epochs < seen[10:].min() < seen[10:].max() < 0.8 * epochs
 
 
 def test_goes_on_in_the_midst_of_a_pruned_epoch() -> None:
-    def new() -> Batches:
-        return Batches(numbered(50), torch.arange(50), batch_size=10, seed=0, prune=True)
+    one, other = begun(50, PRUNED), begun(50, PRUNED)  # three steps are an epoch
+    for step in range(12):
+        if step % 3 == 0:
+            one.begin(step // 3)
+        if step == 7:
+            other.load_state_dict({name: t.clone() for name, t in one.state_dict().items()})
+        if step > 7 and step % 3 == 0:
+            other.begin(step // 3)
+        expected = one(step, crop=20)
+        one.note(step, losses_of(expected[1]))
+        if step >= 7:
+            for a, b in zip(expected, other(step, crop=20), strict=True):
+                assert torch.equal(a, b)
+            other.note(step, losses_of(expected[1]))
 
-    one, other = new(), new()
-    for step in range(7):  # three steps are an epoch
-        _, images, _ = one(step, crop=20, augment=True)
-        one.note(step, losses_of(images))
-    other.load_state_dict(one.state_dict())
-    for step in range(7, 12):
-        expected = one(step, crop=20, augment=True)
-        for a, b in zip(expected, other(step, crop=20, augment=True), strict=True):
-            assert torch.equal(a, b)
-        for batches in (one, other):
-            batches.note(step, losses_of(expected[1]))
+
+def test_seeds_differ_in_all_that_is_random() -> None:
+    one, other = (begun(20, PRUNED, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.order, other.order)
+    other.order = one.order
+    assert not torch.equal(one(0, crop=20)[0], other(0, crop=20)[0])
+    assert len({mix(seed, kind, n) for seed in (0, 1) for kind in (0, 1) for n in range(99)}) == 396
 
 
 @pytest.mark.parametrize("size", [(26, 26), (18, 18), (7, 10), (1, 3)])
@@ -188,7 +216,7 @@ def test_muon_steps_like_torch_on_matrices() -> None:
     torch.manual_seed(0)
     mine, theirs = (torch.nn.Parameter(torch.ones(32, 16)) for _ in range(2))
     optimizers = (
-        Muon([mine], lr=0.02, dtype=torch.bfloat16),
+        Muon([mine], lr=0.02, momentum=0.9, weight_decay=0.05, dtype=torch.bfloat16),
         torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.05),
     )
     for _ in range(3):
@@ -218,18 +246,25 @@ def test_the_rate_rises_and_falls_linearly() -> None:
 
 def test_draws_what_was_measured(tmp_path: Path) -> None:
     log = [{"epoch": e, "train_loss": 1 / e, "train_accuracy": 0.5} for e in (1, 2)]
-    draw_curves(log, "title", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 1
+    draw_curves(log, "title", tmp_path / "two.png")
+    for entry in log:
+        entry["validation_accuracy"] = 0.4
+    draw_curves(log, "title", tmp_path / "three.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["three.png", "two.png"]
+    for name, lines in (("two.png", 2), ("three.png", 3)):
+        pixels = imread(tmp_path / name)[:, :, :3]
+        colours = [to_rgb(f"C{i}") for i in range(3)]
+        drawn = [bool((abs(pixels - colour) < 0.01).all(axis=2).any()) for colour in colours]
+        assert drawn == [i < lines for i in range(3)]
 
 
 def test_finds_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = find_device("cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert find_precision("auto", cpu) == torch.float32  # no bfloat16 in hardware
+    assert find_precision("auto", cpu) == "float32"  # no bfloat16 in hardware
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert find_precision("auto", cpu) == torch.bfloat16
-    assert find_precision("float32", cpu) == torch.float32
+    assert find_precision("auto", cpu) == "bfloat16"
+    assert find_precision("float32", cpu) == "float32"
     with pytest.raises(InputError, match="no device cuda:99 here .*; choose `cpu`"):
         find_device("cuda:99")
 

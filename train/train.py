@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nin.artifact import make_folder
-from nin.checkpoint import load_checkpoint, save_checkpoint
+from nin.checkpoint import save_checkpoint
 from nin.cli import natural, parser, positive, run, short
 from nin.data import load
 from nin.errors import InputError
+from nin.exporting import load_deployable
 from nin.model import NiN
 from nin.paths import ROOT
+from nin.torch_settings import without_tf32
 from nin.training.batches import HELD_OUT, Batches, split
 from nin.training.curves import draw_curves
 from nin.training.devices import (
@@ -40,7 +42,7 @@ from nin.training.devices import (
     processor_name,
 )
 from nin.training.recipes import RECIPES, Recipe
-from nin.training.trainer import CHECKPOINT, LOG, Settings, Trainer, flatten, predict
+from nin.training.trainer import CHECKPOINT, LOG, Settings, Trainer, predict
 
 # What a run leaves in its folder, besides the trainer's checkpoint and log.
 WEIGHTS, CURVES = "nin.safetensors", "curves.png"
@@ -56,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     options.add_argument("--lr", type=rate, help="peak learning rate, instead of the recipe's")
     options.add_argument("--dropout", type=share, help="instead of the recipe's")
     options.add_argument("--crop-until", type=share, help="share of the steps on small crops")
-    options.add_argument("--seed", type=natural, default=0, help="of weights, order, augmentation")
+    options.add_argument("--seed", type=seed, default=0, help="of weights, order, augmentation")
     add_device_options(options)
     options.add_argument(
         "--data-dir", type=Path, help="folder with the IDX files, if not one of the usual places"
@@ -82,6 +84,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def seed(text: str) -> int:
+    value = natural(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not below {2**32}: generators take 32 bits")
+    return value
+
+
 def rate(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -105,24 +114,18 @@ def main() -> None:
     images, held_out = training_data(args, device)
     test = limited(*to_tensors("test", args.data_dir, device), args.limit)
     with process_group(device) as process:
-        batches = Batches(
-            *images,
-            recipe.batch_size,
-            args.seed,
-            prune=recipe.prune,
-            rank=process.rank,
-            world=process.world,
-        )
+        batches = Batches(*images, recipe, args.seed, process)
         check_batches(batches, process)
-        prepare(folder, args, process, device)
         network, start = first_weights(args, recipe)
+        prepare(folder, args, process)
         settings = Settings(
             recipe=recipe,
             seed=args.seed,
             images=len(images[0]),
+            held_out=0 if held_out is None else HELD_OUT,
             start=start,
             device=device.type,
-            precision=str(find_precision(args.precision, device)).removeprefix("torch."),
+            precision=find_precision(args.precision, device),
         )
         trainer = Trainer(
             network,
@@ -176,27 +179,30 @@ def limited(pixels: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, 
 
 
 def check_batches(batches: Batches, process: Process) -> None:
+    size = batches.recipe.batch_size
     if batches.per_epoch == 0:
         raise InputError(
-            f"a batch of {batches.batch_size} is larger than the {batches.images_per_epoch} "
+            f"a batch of {size} is larger than the {batches.images_per_epoch} "
             "images of an epoch; choose a smaller --batch-size or a larger --limit"
         )
-    if batches.batch_size % process.world:
+    if size % process.world:
         raise InputError(
-            f"a batch of {batches.batch_size} can't be shared by {process.world} processes; "
+            f"a batch of {size} can't be shared by {process.world} processes; "
             "choose a multiple of their number as --batch-size"
         )
 
 
-def prepare(folder: Path, args: argparse.Namespace, process: Process, device: torch.device) -> None:
+def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
     """Makes the output folder; refuses to touch another run's files unless told to."""
     files = [folder / name for name in (CHECKPOINT, WEIGHTS, LOG, CURVES)]
-    if any(file.exists() for file in files) and not (args.resume or args.force):
+    found = [file for file in files if file.exists()]
+    if found and not (args.resume or args.force):
+        go_on = "go on with it by --resume, " if files[0] in found else ""
         raise InputError(
-            f"{short(folder)} holds a run; go on with it by --resume, replace it by --force, "
+            f"{short(folder)} holds {found[0].name} of a run; {go_on}replace it by --force, "
             "or choose another --output"
         )
-    process.any(False, device)  # waits: all have looked before the first one writes
+    process.wait()  # all have looked before the first one writes
     if process.leads:
         make_folder(folder)
         if args.force:
@@ -210,7 +216,7 @@ def first_weights(args: argparse.Namespace, recipe: Recipe) -> tuple[NiN, str]:
     network = NiN(dropout=recipe.dropout).initialise(recipe.initialisation)
     if args.init is None:
         return network, ""
-    checkpoint = load_checkpoint(args.init)
+    checkpoint = load_deployable(args.init)
     network.load_state_dict(checkpoint.network.state_dict())
     return network, checkpoint.sha256
 
@@ -245,7 +251,8 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
     if not process.leads:
         return
     settings, log = trainer.settings, trainer.state.log
-    logits = predict(trainer.network, test[0])
+    with without_tf32():  # as train/evaluate.py
+        logits = predict(trainer.network, test[0])
     accuracy = float((logits.argmax(1) == test[1]).float().mean())
     seconds = sum(entry["train_seconds"] for entry in log)
     device = processor_name(trainer.device)
@@ -259,7 +266,7 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
         "device": device,
         "torch": torch.__version__,
     }
-    recipe = json.dumps(flatten(dataclasses.asdict(settings)))
+    recipe = json.dumps(settings.flat())
     save_checkpoint(trainer.folder / WEIGHTS, trainer.network.cpu(), recipe=recipe, metrics=metrics)
     title = f"NiN on Fashion-MNIST, recipe {settings.recipe.name}, test accuracy {accuracy:.4f}"
     draw_curves(log, title, trainer.folder / CURVES)

@@ -163,7 +163,7 @@ def draw_confusion(confusion: NDArray[np.int64], title: str, path: Path) -> None
     bar = figure.colorbar(image, shrink=0.8, label="share of the true class")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], minor=False)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_mistakes(
@@ -191,7 +191,7 @@ def draw_mistakes(
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
         predicted = f"{LABELS[p.argmax()]} {p.max():.1%}"
         axes.set_title(f"{predicted}\nis {LABELS[label]}", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_calibration(evaluation: Evaluation, title: str, path: Path) -> None:
@@ -206,7 +206,7 @@ def draw_calibration(evaluation: Evaluation, title: str, path: Path) -> None:
     _draw_bars(lower, bins, [b.images for b in bins])
     lower.set(xlabel="top probability", ylabel="images", yscale="log")
     lower.set_ylim(bottom=0.7)  # so that a single image has a bar
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_bars(axes: Axes, bins: tuple[Bin, ...], heights: list[Any], label: str = "") -> None:
@@ -240,6 +240,7 @@ def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDAr
     return np.divide(numerator, denominator, out=zeros, where=denominator > 0)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -1,13 +1,19 @@
-"""The training images: one uint8 tensor on the device, cut, turned and shifted there."""
+"""The training images: one uint8 tensor on the device, cut, mirrored and shifted there."""
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from nin.training.devices import Process
+from nin.training.recipes import Recipe
 
 HELD_OUT = 5_000  # training images that no step sees: every decision is made on them
 _SPLIT_SEED = 0  # fixed: the split is the same for every --seed
 
 SIDE = 28
-_SHIFT = 2  # pixels by which whole images move, at most
+
+_ORDER, _CUT, DROPOUT = range(3)  # what a seed is mixed for
 
 
 def split(count: int, held_out: int = HELD_OUT) -> tuple[Tensor, Tensor]:
@@ -17,103 +23,100 @@ def split(count: int, held_out: int = HELD_OUT) -> tuple[Tensor, Tensor]:
 
 
 class Batches:
-    """Batches by number: whatever is random in one follows from the seed and its number.
+    """An epoch's images in random order, batch by batch.
 
-    With `prune`, an epoch trains on the fifth of the images whose losses were the highest when
-    they were last seen, and on a random half of the others with twice their weight: on average
-    the sum that is minimised stays the same, for 60 % of the time. After InfoBatch (Qin et al.,
-    2024, https://arxiv.org/abs/2303.04947).
+    With the recipe's `prune`, an epoch trains on the fifth of the images whose losses were the
+    highest when they were last seen, and on a random half of the others with twice their weight:
+    on average the same sum is minimised, in 60 % of the time. After InfoBatch (Qin et al., 2024,
+    https://arxiv.org/abs/2303.04947).
 
-    Each process of a data-parallel run takes every `world`-th image of a batch, from `rank` on.
+    What is random follows from the seed and the number of the epoch or step. Processes that train
+    together all draw the same; each takes every n-th image of a batch.
     """
 
     def __init__(
         self,
         pixels: Tensor,
         labels: Tensor,
-        batch_size: int,
+        recipe: Recipe,
         seed: int,
-        *,
-        prune: bool = False,
-        rank: int = 0,
-        world: int = 1,
+        process: Process = Process(),  # noqa: B008 (it can't change)
     ) -> None:
         """`pixels` (N, 28, 28) uint8 and `labels` (N,) int64 lie on one device."""
         self.pixels, self.labels = pixels, labels
-        self.batch_size, self.seed, self.prune = batch_size, seed, prune
-        self.mine = slice(rank, None, world)  # of a batch
-        # of each image when it was last seen: until now, and until the epoch began
+        self.recipe, self.seed = recipe, seed
+        self.mine = slice(process.rank, None, process.world)  # of a batch
+        # of each image when it was last seen
         self.losses = torch.full((len(pixels),), torch.inf, device=pixels.device)
-        self._losses_before = self.losses
-        self._epoch = -1  # whose order this is:
-        self._order = self._weights = torch.empty(0)
+        # of the epoch under way: image numbers, and all images' weights, which add up to 1 over
+        # a batch on average
+        self.order = self.weights = torch.empty(0)
 
     @property
     def images_per_epoch(self) -> int:
         count = len(self.pixels)
-        hard = count // 5
-        return hard + (count - hard) // 2 if self.prune else count
+        return count // 5 + (count - count // 5) // 2 if self.recipe.prune else count
 
     @property
     def per_epoch(self) -> int:
         """Whole batches only; each epoch leaves other images over."""
-        return self.images_per_epoch // self.batch_size
+        return self.images_per_epoch // self.recipe.batch_size
 
-    def __call__(self, step: int, *, crop: int, augment: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """This process's share of the batch of `step`.
+    def begin(self, epoch: int) -> None:
+        """Draws an epoch's images and their order."""
+        count, device = len(self.pixels), self.pixels.device
+        draw = torch.Generator(device).manual_seed(mix(self.seed, _ORDER, epoch))
+        self.order = torch.randperm(count, generator=draw, device=device)
+        self.weights = torch.ones(count, device=device)
+        if self.recipe.prune:
+            hard = self.losses.argsort(descending=True, stable=True)[: count // 5]
+            self.weights[:] = 2
+            self.weights[hard] = 1
+            others = self.order[self.weights[self.order] == 2]
+            kept = torch.cat([hard, others[: len(others) // 2]])
+            self.order = kept[torch.randperm(len(kept), generator=draw, device=device)]
+        self.weights *= self.images_per_epoch / count / self.recipe.batch_size
+
+    def __call__(self, step: int, *, crop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's share of the batch of `step`, which lies in the epoch under way.
 
         Returns:
-            Pixels (n, crop, crop), labels (n,), and weights (n,) that add up to 1 over the
-            whole batch.
+            Pixels (n, crop, crop), labels (n,) and weights (n,).
         """
-        everyone = self._images(step)
-        pad = _SHIFT if augment and crop == SIDE else 0
+        recipe, device = self.recipe, self.pixels.device
+        shift = recipe.shift if crop == SIDE else 0
         # Drawn for the whole batch: what an image gets doesn't depend on the number of processes.
-        draw = generator(self.seed + 1, step)
-        room = SIDE + 2 * pad - crop + 1
-        corner = torch.randint(room, (2, self.batch_size), generator=draw)
-        flip = torch.rand(self.batch_size, generator=draw) < (0.5 if augment else 0.0)
-        weights = self._weights[everyone] / self._weights[everyone].sum()
-        device = self.pixels.device
-        images, corner, flip, weights = (
-            t[..., self.mine].to(device) for t in (everyone, corner, flip, weights)
-        )
-        pixels = torch.nn.functional.pad(self.pixels[images], (pad, pad, pad, pad))
-        return window(pixels, corner, flip, crop), self.labels[images], weights
+        draw = torch.Generator(device).manual_seed(mix(self.seed, _CUT, step))
+        room = SIDE + 2 * shift - crop + 1
+        corner = torch.randint(room, (2, recipe.batch_size), generator=draw, device=device)
+        flip = torch.rand(recipe.batch_size, generator=draw, device=device) < recipe.flip
+        images = self._images(step)[self.mine]
+        padded = F.pad(self.pixels[images], (shift, shift, shift, shift))
+        pixels = window(padded, corner[:, self.mine], flip[self.mine], crop)
+        return pixels, self.labels[images], self.weights[images]
 
     def note(self, step: int, losses: Tensor) -> None:
-        """Remembers the losses (batch_size,) of all images of the batch of `step`."""
-        self.losses[self._images(step).to(self.losses.device)] = losses
+        """Remembers the losses (batch size,) of all images in the batch of `step`."""
+        self.losses[self._images(step)] = losses
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"losses": self.losses, "losses_before": self._losses_before}
+        return {"losses": self.losses, "order": self.order, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.losses, self._losses_before = state["losses"], state["losses_before"]
-        self._epoch = -1
+        device = self.pixels.device
+        self.losses, self.order, self.weights = (
+            state[name].to(device) for name in ("losses", "order", "weights")
+        )
 
     def _images(self, step: int) -> Tensor:
-        """The numbers (batch_size,) of the images in the batch of `step`."""
-        epoch, batch = divmod(step, self.per_epoch)
-        if batch == 0:
-            self._losses_before = self.losses.clone()
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._draw(generator(self.seed, epoch))
-        return self._order[batch * self.batch_size :][: self.batch_size]
+        """The numbers (batch size,) of the images in the batch of `step`."""
+        start = step % self.per_epoch * self.recipe.batch_size
+        return self.order[start : start + self.recipe.batch_size]
 
-    def _draw(self, draw: torch.Generator) -> None:
-        """The order of an epoch's images, and all images' weights."""
-        count = len(self.pixels)
-        self._order = torch.randperm(count, generator=draw)
-        self._weights = torch.ones(count)
-        if self.prune:
-            hard = torch.zeros(count, dtype=torch.bool)
-            hard[self._losses_before.topk(count // 5).indices.cpu()] = True
-            self._weights[~hard] = 2
-            others = self._order[~hard[self._order]]
-            kept = torch.cat([hard.nonzero()[:, 0], others[: len(others) // 2]])
-            self._order = kept[torch.randperm(len(kept), generator=draw)]
+
+def mix(*numbers: int) -> int:
+    """One seed of 32 bits out of several numbers: torch's generators on CPUs take no more."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def window(pixels: Tensor, corner: Tensor, flip: Tensor, side: int) -> Tensor:
@@ -129,8 +132,3 @@ def window(pixels: Tensor, corner: Tensor, flip: Tensor, side: int) -> Tensor:
     columns = corner[1, :, None] + torch.where(flip[:, None], steps.flip(0), steps)
     images = torch.arange(len(pixels), device=pixels.device)
     return pixels[images[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def generator(seed: int, number: int) -> torch.Generator:
-    """A generator of its own for each epoch or step."""
-    return torch.Generator().manual_seed((seed << 32) + number)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib.figure import Figure
 
-from nin.artifact import atomic_path
+from nin.evaluation import save_figure
 
 _LINES = {
     "train_loss": ("train loss", "-"),
@@ -16,10 +16,8 @@ _LINES = {
 
 def draw_curves(log: list[dict[str, Any]], title: str, path: Path) -> None:
     """Writes a PNG of the log's epochs; what wasn't measured has no line."""
-    mpl.use("Agg")  # no screen needed
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     epochs = [entry["epoch"] for entry in log]
     for key, (label, style) in _LINES.items():
         if key in log[0]:
@@ -29,6 +27,4 @@ def draw_curves(log: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    save_figure(figure, path)

@@ -3,7 +3,7 @@
 import argparse
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,13 +28,18 @@ class Process:
         """Only the first one prints and writes."""
         return self.rank == 0
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is up in any process; all must call."""
+    def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
+        """Of each flag, whether it is up in any process; all must call."""
         if self.world == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+            return list(flags)
+        shared = torch.tensor(flags, dtype=torch.float32, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in shared.tolist()]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The values added up over the processes; all must call."""
@@ -66,7 +71,11 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the products; auto: bfloat16 where the hardware has it",
     )
-    parser.add_argument("--compile", action="store_true", help="run through torch.compile")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="run through torch.compile; on a CPU in float32, without Winograd's convolution",
+    )
 
 
 def find_device(name: str) -> torch.device:
@@ -93,14 +102,14 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def find_precision(name: str, device: torch.device) -> torch.dtype:
+def find_precision(name: str, device: torch.device) -> str:
     """The dtype of the products; `auto` is bfloat16 where the device has it in hardware.
 
     A processor without it multiplies bfloat16 a hundred times slower than float32.
     """
     if name == "auto":
-        name = "bfloat16" if _has_bfloat16(device) else "float32"
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+        return "bfloat16" if _has_bfloat16(device) else "float32"
+    return name
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -23,8 +23,8 @@ class Muon(Optimizer):
         params: Iterable[Tensor],
         *,
         lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.05,
+        momentum: float,
+        weight_decay: float,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -66,16 +66,17 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 def make_optimizers(network: nn.Module, recipe: Recipe, dtype: torch.dtype) -> list[Optimizer]:
     """Those that together train all parameters; each group knows its peak rate, `initial_lr`."""
     optimizers: list[Optimizer]
+    lr, momentum, weight_decay = recipe.lr, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "sgd":
-        optimizers = [SGD(network.parameters(), lr=recipe.lr)]
+        optimizers = [SGD(network.parameters(), lr, momentum, weight_decay=weight_decay)]
     else:
         weights = [p for p in network.parameters() if p.ndim == 4]
         matrices = weights[1:-1]  # neither the filters on the image nor the votes of the classes
         rest = [p for p in network.parameters() if all(p is not m for m in matrices)]
         optimizers = [
-            Muon(matrices, lr=recipe.lr, dtype=dtype),
+            Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, dtype=dtype),
             # as far below Muon's as in the runs that found both
-            AdamW(rest, lr=recipe.lr / 20, weight_decay=0.0),
+            AdamW(rest, lr=lr / 20, weight_decay=0.0),
         ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -1,9 +1,10 @@
 """The training loop, and how it stops and goes on without a trace."""
 
+import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nin.artifact import atomic_path
+from nin.artifact import write_atomically
 from nin.classifier import preprocess
 from nin.errors import CheckError, InputError
 from nin.model import NiN
 from nin.training import winograd
-from nin.training.batches import SIDE, Batches
+from nin.training.batches import DROPOUT, SIDE, Batches, mix
 from nin.training.devices import Process
 from nin.training.optimizers import make_optimizers
 from nin.training.recipes import Recipe, lr_factor
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
-_CHECKPOINT_EVERY_S = 300  # so much is lost at most to a power cut
+_CHECKPOINT_EVERY_S = 300  # so much is lost at most where the process is killed
 _EVALUATION_BATCH = 250
 
 
@@ -37,9 +38,15 @@ class Settings:
     recipe: Recipe
     seed: int
     images: int  # to train on
+    held_out: int  # of the training set
     start: str  # SHA-256 of the weights to start from, or "" for fresh ones
     device: str
     precision: str
+
+    def flat(self) -> dict[str, Any]:
+        """The recipe's entries beside the others."""
+        settings = asdict(self)
+        return {**settings.pop("recipe"), **settings}
 
 
 @dataclass
@@ -48,13 +55,13 @@ class State:
 
     step: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
-    # of the epoch so far: losses, right answers, weights
+    # of the epoch so far, over all processes: losses, right answers, weights
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     epoch_seconds: float = 0.0
 
 
 class Trainer:
-    """A network in training. Every step's randomness follows from the seed and its number."""
+    """A network in training."""
 
     def __init__(
         self,
@@ -97,24 +104,23 @@ class Trainer:
             this process's share of the batch.
         """
         recipe, number = self.settings.recipe, self.state.step
-        progress = number / self.steps
-        crop = recipe.crop if progress < recipe.crop_until else SIDE
-        pixels, labels, weights = self.batches(number, crop=crop, augment=recipe.augment)
-        torch.manual_seed(
-            ((self.settings.seed << 32) + number) * self.process.world + self.process.rank
-        )  # dropout's
+        epoch, batch = divmod(number, self.batches.per_epoch)
+        if batch == 0:
+            self.batches.begin(epoch)
+        pixels, labels, weights = self.batches(number, crop=self._crop(number))
+        torch.manual_seed(mix(self.settings.seed, DROPOUT, number, self.process.rank))
         self.network.train()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            image = preprocess(pixels).contiguous(memory_format=torch.channels_last)
-            logits = self.forward(image).float()
+            logits = self.forward(_image(pixels)).float()
         losses = F.cross_entropy(
             logits, labels, label_smoothing=recipe.label_smoothing, reduction="none"
         )
         # DistributedDataParallel divides by the number of processes
-        ((losses * weights).sum() * self.process.world).backward()  # type: ignore[no-untyped-call]
+        (losses @ weights * self.process.world).backward()  # type: ignore[no-untyped-call]
+        factor = lr_factor(recipe, (number + 1) / (self.steps + 1))  # never 0
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * lr_factor(recipe, progress)
+                group["lr"] = group["initial_lr"] * factor
             optimizer.step()
             optimizer.zero_grad()
         self.state.step += 1
@@ -126,12 +132,17 @@ class Trainer:
         right = (logits.detach().argmax(1) == labels).float()
         return torch.stack([losses @ weights, right @ weights, weights.sum()])
 
+    def _crop(self, step: int) -> int:
+        """The side of the step's images."""
+        recipe = self.settings.recipe
+        return recipe.crop if step / self.steps < recipe.crop_until else SIDE
+
     def train(self, validation: tuple[Tensor, Tensor] | None, stop: Callable[[], bool]) -> bool:
         """Trains to the end, from wherever the state is.
 
         Args:
             validation: pixels (N, 28, 28) uint8 and labels (N,), looked at after each epoch.
-            stop: asked after each step; says whether to stop early.
+            stop: says whether to stop early; asked after each step, or after 20 on a GPU.
 
         Returns:
             False if `stop` said so in one of the processes; the checkpoint is written then too.
@@ -143,46 +154,49 @@ class Trainer:
         look_every = 1 if self.device.type == "cpu" else 20
         state, per_epoch = self.state, self.batches.per_epoch
         totals = torch.tensor(state.totals, dtype=torch.float64, device=self.device)
-        looked = saved = time.monotonic()
+        saved = time.monotonic()
         with self._bar() as bar:
-            while state.step < self.steps:
-                totals += self.step()
+            looked = time.monotonic()
+            while True:
+                if state.step == (len(state.log) + 1) * per_epoch:
+                    self._end_epoch(validation)
+                    totals.zero_()
+                    self.save()
+                    looked = time.monotonic()  # evaluating and saving are no training
+                if state.step == self.steps:
+                    return True
+                totals += self.process.sum(self.step())
                 ends = state.step % per_epoch == 0
                 if not ends and state.step % look_every:
                     continue
                 state.totals = totals.tolist()
                 self._check_finite(math.isfinite(state.totals[0]))
-                now = time.monotonic()
-                state.epoch_seconds += now - looked
-                looked = now
+                state.epoch_seconds += time.monotonic() - looked
                 self._show(bar)
-                if ends:
-                    self._end_epoch(validation)
-                    totals.zero_()
-                stopping = self.process.any(stop(), self.device) and state.step < self.steps
-                if ends or stopping or time.monotonic() - saved > _CHECKPOINT_EVERY_S:
+                due = time.monotonic() - saved > _CHECKPOINT_EVERY_S
+                stopping, due = self.process.any((stop(), due), self.device)
+                if ends or stopping or due:
                     self.save()
                     saved = time.monotonic()
-                if stopping:
+                if stopping and state.step < self.steps:
                     return False
-                looked = time.monotonic()  # evaluating and saving are no training
-        return True
+                looked = time.monotonic()
 
     def _end_epoch(self, validation: tuple[Tensor, Tensor] | None) -> None:
-        state, recipe = self.state, self.settings.recipe
-        loss, right, count = self.process.sum(torch.tensor(state.totals).to(self.device)).tolist()
+        state = self.state
+        loss, right, weight = state.totals
         entry: dict[str, Any] = {
             "epoch": state.step // self.batches.per_epoch,
             "step": state.step,
-            "crop": recipe.crop if (state.step - 1) / self.steps < recipe.crop_until else SIDE,
-            "train_loss": loss / count,
-            "train_accuracy": right / count,
+            "crop": self._crop(state.step - 1),
+            "train_loss": loss / weight,
+            "train_accuracy": right / weight,
         }
         if validation is not None:
             loss, accuracy = self.evaluate(*validation)
             entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
         entry |= {
-            "examples_per_second": self._images(self.batches.per_epoch) / state.epoch_seconds,
+            "examples_per_second": self._examples(self.batches.per_epoch) / state.epoch_seconds,
             "train_seconds": state.epoch_seconds,
         }
         state.log.append(entry)
@@ -199,20 +213,22 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint and the log, each whole or not at all."""
+        # the weights are the same in every process, so all stop here or none does
         self._check_finite(all(bool(p.isfinite().all()) for p in self.network.parameters()))
         if not self.process.leads:
             return
         checkpoint = {
-            "settings": asdict(self.settings),
+            "settings": self.settings.flat(),
             "state": asdict(self.state),
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "batches": self.batches.state_dict(),
         }
-        with atomic_path(self.folder / CHECKPOINT) as path:
-            torch.save(checkpoint, path)
-        with atomic_path(self.folder / LOG) as path:
-            path.write_text("".join(f"{json.dumps(entry)}\n" for entry in self.state.log))
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        write_atomically(self.folder / CHECKPOINT, data.getvalue())
+        log = "".join(f"{json.dumps(entry)}\n" for entry in self.state.log)
+        write_atomically(self.folder / LOG, log.encode())
 
     def resume(self) -> None:
         """Goes back to the checkpoint in the folder.
@@ -224,18 +240,17 @@ class Trainer:
         if not path.is_file():
             raise InputError(f"no {path} to resume from; start without --resume")
         try:
-            checkpoint = torch.load(path, map_location=self.device, weights_only=True)
-            found = flatten(checkpoint["settings"])
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            found = dict(checkpoint["settings"])
             state = State(**checkpoint["state"])
         except Exception as error:  # torch.load raises whatever its parts raise
             raise InputError(
                 f"{path} isn't a checkpoint of this program ({_first_line(error)}); "
                 "remove it, or start again with --force"
             ) from error
-        expected = flatten(asdict(self.settings))
         differences = [
             f"{name} is {found.get(name)} there, {value} here"
-            for name, value in expected.items()
+            for name, value in self.settings.flat().items()
             if found.get(name) != value
         ]
         if differences:
@@ -255,21 +270,21 @@ class Trainer:
         self.state = state
 
     def _check_finite(self, finite: bool) -> None:
-        if self.process.any(not finite, self.device):
+        if not finite:
             good = self.folder / CHECKPOINT
             kept = f"the last good checkpoint is {good}" if good.is_file() else "nothing was saved"
             raise CheckError(
                 f"the loss or a weight isn't a finite number after step {self.state.step}; {kept}; "
-                "try a lower --lr or another --seed"
+                "start again with --force and a lower --lr or another --seed"
             )
 
-    def _images(self, steps: int) -> int:
-        return steps * self.batches.batch_size
+    def _examples(self, steps: int) -> int:
+        return steps * self.settings.recipe.batch_size
 
     def _bar(self) -> "tqdm[Any]":
         return tqdm(
-            total=self._images(self.steps),
-            initial=self._images(self.state.step),
+            total=self._examples(self.steps),
+            initial=self._examples(self.state.step),
             unit="img",
             disable=not self.process.leads,
         )
@@ -279,7 +294,7 @@ class Trainer:
         epoch = (self.state.step - 1) // self.batches.per_epoch + 1
         bar.set_description(f"epoch {epoch}/{self.settings.recipe.epochs}", refresh=False)
         bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {right / count:.3f}", refresh=False)
-        bar.update(self._images(self.state.step) - bar.n)
+        bar.update(self._examples(self.state.step) - bar.n)
 
 
 def predict(network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -287,17 +302,12 @@ def predict(network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float
     network.eval()
     device = pixels.device.type
     with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        return torch.cat([network(i).float() for i in _images(pixels)])
+        parts = torch.split(pixels, _EVALUATION_BATCH)
+        return torch.cat([network(_image(part)).float() for part in parts])
 
 
-def _images(pixels: Tensor) -> Iterator[Tensor]:
-    for part in torch.split(pixels, _EVALUATION_BATCH):
-        yield preprocess(part).contiguous(memory_format=torch.channels_last)
-
-
-def flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's entries beside the others."""
-    return {**settings["recipe"], **{k: v for k, v in settings.items() if k != "recipe"}}
+def _image(pixels: Tensor) -> Tensor:
+    return preprocess(pixels).contiguous(memory_format=torch.channels_last)
 
 
 def _first_line(error: Exception) -> str:
