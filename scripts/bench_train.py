@@ -136,8 +136,7 @@ def parse_args() -> argparse.Namespace:
 
 def make_loops(args: argparse.Namespace, device: torch.device) -> list[Loop]:
     images = pictures()
-    precision = find_precision(args.precision, device)
-    args.precision = precision
+    precision = args.precision = find_precision(args.precision, device)
     args.matmul = args.matmul or (8192 if device.type == "cuda" else 2048)
     batch_size = args.batch_size or BOOK.batch_size
     book = BookLoop(Pictures(*images), batch_size, args.workers, device)

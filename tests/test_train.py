@@ -90,6 +90,12 @@ def test_goes_on_bit_for_bit_where_it_was_stopped(
     assert without_times(tmp_path) == without_times(straight)
 
 
+def test_another_seed_gives_other_weights(script: Script, straight: Path, tmp_path: Path) -> None:
+    command = ("train/train.py", *SMALL, "--output", tmp_path)
+    assert script(*command, "--seed", 1).code == 0
+    assert not equal(weights(tmp_path), weights(straight))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint(script: Script, tmp_path: Path, number: int) -> None:
     options = [*map(str, SMALL), "--epochs", "1000", "--output", str(tmp_path)]
@@ -160,7 +166,7 @@ def test_two_processes_train_like_one_on_the_same_batches(
         moved = (tensor - first[name]).abs().max()
         assert moved > 0
         # as far apart as float32 is from itself in another order, magnified by few steps
-        assert (weights(shared)[name] - tensor).abs().max() <= 0.05 * moved + 1e-7, name
+        assert (weights(shared)[name] - tensor).abs().max() <= 0.02 * moved + 1e-7, name
     for one, two in zip(log_of(alone), log_of(shared), strict=True):
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
             assert two[key] == pytest.approx(one[key], rel=1e-4)
@@ -185,6 +191,9 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path) -> Non
     small = ("--limit", 8, "--batch-size", 8, "--epochs", 1, "--precision", "float32")
     options = ("--recipe", "book", *small, "--dropout", 0, "--init", WEIGHTS)
     assert script("train/train.py", *options, "--output", tmp_path).code == 0
+    recipe = json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)
+    expected = {"optimizer": "sgd", "lr": 0.1, "initialisation": "xavier", "shift": 0, "flip": 0}
+    assert recipe.items() >= expected.items()
     network = load_checkpoint(WEIGHTS).network.eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     train, _ = split(10_000)
@@ -195,8 +204,8 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path) -> Non
         for parameter in network.parameters():
             parameter -= 0.1 * parameter.grad
     for name, tensor in weights(tmp_path).items():
-        expected = network.state_dict()[name]
-        assert (tensor - expected).norm() < 1e-2 * (expected - before[name]).norm()
+        other = network.state_dict()[name]
+        assert (tensor - other).norm() < 1e-2 * (other - before[name]).norm()
 
 
 @pytest.mark.gpu

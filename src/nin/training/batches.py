@@ -45,7 +45,7 @@ class Batches:
         """`pixels` (N, 28, 28) uint8 and `labels` (N,) int64 lie on one device."""
         self.pixels, self.labels = pixels, labels
         self.recipe, self.seed = recipe, seed
-        self.mine = slice(process.rank, None, process.world)  # of a batch
+        self.process = process
         # of each image when it was last seen
         self.losses = torch.full((len(pixels),), torch.inf, device=pixels.device)
         # of the epoch under way: image numbers, and all images' weights, which add up to 1 over
@@ -75,7 +75,7 @@ class Batches:
             others = self.order[self.weights[self.order] == 2]
             kept = torch.cat([hard, others[: len(others) // 2]])
             self.order = kept[torch.randperm(len(kept), generator=draw, device=device)]
-        self.weights *= self.images_per_epoch / count / self.recipe.batch_size
+        self.weights *= len(self.order) / count / self.recipe.batch_size
 
     def __call__(self, step: int, *, crop: int) -> tuple[Tensor, Tensor, Tensor]:
         """This process's share of the batch of `step`, which lies in the epoch under way.
@@ -90,9 +90,10 @@ class Batches:
         room = SIDE + 2 * shift - crop + 1
         corner = torch.randint(room, (2, recipe.batch_size), generator=draw, device=device)
         flip = torch.rand(recipe.batch_size, generator=draw, device=device) < recipe.flip
-        images = self._images(step)[self.mine]
+        mine = self.process.share
+        images = self._images(step)[mine]
         padded = F.pad(self.pixels[images], (shift, shift, shift, shift))
-        pixels = window(padded, corner[:, self.mine], flip[self.mine], crop)
+        pixels = window(padded, corner[:, mine], flip[mine], crop)
         return pixels, self.labels[images], self.weights[images]
 
     def note(self, step: int, losses: Tensor) -> None:

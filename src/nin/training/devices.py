@@ -28,6 +28,11 @@ class Process:
         """Only the first one prints and writes."""
         return self.rank == 0
 
+    @property
+    def share(self) -> slice:
+        """Which of many things are this process's: every n-th one."""
+        return slice(self.rank, None, self.world)
+
     def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
         """Of each flag, whether it is up in any process; all must call."""
         if self.world == 1:

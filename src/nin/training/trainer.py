@@ -127,7 +127,7 @@ class Trainer:
         losses = losses.detach()
         if recipe.prune:
             of_all = losses.new_zeros(recipe.batch_size)
-            of_all[self.batches.mine] = losses
+            of_all[self.process.share] = losses
             self.batches.note(number, self.process.sum(of_all))
         right = (logits.detach().argmax(1) == labels).float()
         return torch.stack([losses @ weights, right @ weights, weights.sum()])
@@ -204,7 +204,7 @@ class Trainer:
 
     def evaluate(self, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
         """Cross-entropy and accuracy, in the training's precision; each process does its share."""
-        mine = slice(self.process.rank, None, self.process.world)
+        mine = self.process.share
         logits = predict(self.network, pixels[mine], self.dtype)
         loss = F.cross_entropy(logits, labels[mine], reduction="sum")
         right = (logits.argmax(1) == labels[mine]).sum()
