@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, interpolate
 import nin.data
 from nin.checkpoint import load_checkpoint
 from nin.paths import ROOT, WEIGHTS
+from nin.training import winograd
 from nin.training.batches import split
 from tests.conftest import Script
 from tests.train_small import load_test_images
@@ -146,8 +147,9 @@ def test_stops_where_the_loss_is_no_number_and_keeps_the_last_good_checkpoint(
     ],
 )
 def test_two_processes_train_like_one_on_the_same_batches(
-    script: Script, tmp_path: Path, recipe: tuple[str, ...]
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
 ) -> None:
+    monkeypatch.setattr(winograd, "use_in", lambda network: None)  # as in tests/train_small.py
     # each process drops out for itself
     options = ["--recipe", *recipe, *map(str, SMALL), "--dropout", "0", "--output"]
     alone, shared, start = (tmp_path / name for name in ("alone", "shared", "start"))

