@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from nin.checkpoint import Checkpoint
 from nin.client import URLS, Client, Protocol
 from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MODELS, NIN, Model
 from nin.errors import ServerError
 from nin.images import encode_png, encoded
-from nin.parity import check_concurrency, check_parity
+from nin.parity import check_concurrency
 from nin.reference import Reference
-from nin.runtimes import open_served
-from nin.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
+from nin.runtimes.triton import TritonRuntime
 from nin.triton.server import Server
 
 Pixels = NDArray[np.uint8]
@@ -79,30 +77,7 @@ def png(*images: Pixels) -> NDArray[Any]:
     return encoded([encode_png(image) for image in images])
 
 
-# --- equal answers ---
-
-
-@pytest.mark.parametrize(
-    ("name", "model"),
-    [
-        pytest.param(name, model, id=f"{name}-{model.name}")
-        for name in SERVER_RUNTIMES
-        for model in MODELS
-        if model.graph != DECODE_IMAGE  # its pixels are the ensemble's
-        and not (name == "triton-cpp" and model.graph == FASHION_MNIST_IMAGE)  # it decodes itself
-    ],
-)
-def test_the_gate_is_open_through_the_server(
-    server: Server, checkpoint: Checkpoint, reference: Reference, labels: Pixels,
-    name: str, model: Model,
-) -> None:  # fmt: skip
-    address = getattr(server, SERVER_RUNTIMES[name])
-    runtime = open_served(name, address, model, checkpoint.sha256)
-    few = reference.first(16)
-    row = check_parity(
-        name, runtime, model.graph, few, labels[:16], weights_sha256=checkpoint.sha256
-    )
-    assert row.failures == []
+# --- equal answers; that the gate is open through the server is tests/test_demo.py's ---
 
 
 def test_the_gate_asks_the_server_for_contract_and_labels(server: Server) -> None:
