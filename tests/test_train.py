@@ -186,19 +186,6 @@ def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:
     assert "validation_loss" not in entry  # nothing was held out
 
 
-def test_polishing_ends_with_the_mean_of_the_last_weights(script: Script, tmp_path: Path) -> None:
-    options = ("--recipe", "polish", "--init", WEIGHTS, *SMALL, "--limit", 16, "--output", tmp_path)
-    assert script("train/train.py", *options, "--time-limit", 1e-9).code == 0
-    after = []
-    for _ in range(3):  # the second half of four steps counts
-        assert script("train/train.py", *options, "--time-limit", 1e-9, "--resume").code == 0
-        after.append(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"])
-    for name, tensor in weights(tmp_path).items():
-        assert not torch.equal(after[-2][name], after[-1][name])
-        torch.testing.assert_close(tensor, (after[-2][name] + after[-1][name]) / 2)
-    assert log_of(tmp_path)[-1]["crop"] == 28
-
-
 def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path) -> None:
     small = ("--limit", 8, "--batch-size", 8, "--epochs", 1, "--precision", "float32")
     options = ("--recipe", "book", *small, "--dropout", 0, "--init", WEIGHTS)
@@ -248,7 +235,6 @@ def test_trains_and_resumes_on_a_gpu(script: Script, tmp_path: Path) -> None:
         (("--dropout", 1), "1 is not a number from 0 to below 1"),
         (("--epochs", 0), "0 is not a whole number from 1 on"),
         (("--recipe", "mine"), "invalid choice: 'mine'"),
-        (("--recipe", "polish"), "starts from trained weights: name them by --init"),
     ],
 )
 def test_refuses(script: Script, tmp_path: Path, options: tuple[Any, ...], message: str) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from nin.errors import InputError
 from nin.model import NiN
 from nin.training import winograd
-from nin.training.batches import Batches, mix, rectangles, split, window
+from nin.training.batches import Batches, mix, split, window
 from nin.training.curves import draw_curves
 from nin.training.devices import Process, find_device, find_precision, kept_memory
 from nin.training.optimizers import Muon, make_optimizers, orthogonalise
@@ -48,7 +48,7 @@ def test_cuts_and_mirrors_like_numpy() -> None:
 ALONE = Process()
 PLAIN = replace(BOOK, batch_size=5)
 WHOLE = replace(BEST, batch_size=400, prune=False)
-PRUNED = replace(BEST, batch_size=10, erase=0.5)
+PRUNED = replace(BEST, batch_size=10)
 
 
 def begun(count: int, recipe: Recipe, *, seed: int = 0, process: Process = ALONE) -> Batches:
@@ -88,29 +88,6 @@ def test_whole_images_are_shifted_over_black() -> None:
     columns = (cut[:, 14] == 0).sum(1)  # as many black ones as the image moved
     assert columns.unique().tolist() == [0, 1, 2]
     assert cut.unique().tolist() == [0, 255]
-
-
-def test_erases_rectangles_of_some_images() -> None:
-    inside = rectangles(400, 28, 0.3, torch.Generator().manual_seed(0))
-    area = inside.sum((1, 2)) / 28**2
-    assert 0.2 < (area > 0).float().mean() < 0.4
-    assert 0.01 < area[area > 0].min() < 0.05  # 2 % but for whole rows and columns
-    assert 0.15 < area.max() < 0.22
-    assert torch.equal(inside, inside.any(2, keepdim=True) & inside.any(1, keepdim=True))
-    rows, columns = (inside.any(dim).float().diff(dim=1).ne(0).sum(1) for dim in (2, 1))
-    assert max(rows.max(), columns.max()) <= 2  # from one line to another without a gap
-
-
-def test_erased_pixels_are_noise_and_the_others_stay() -> None:
-    pixels = torch.full((400, 28, 28), 7, dtype=torch.uint8)
-    recipe = replace(WHOLE, shift=0, erase=0.5)
-    batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), recipe, seed=0)
-    batches.begin(0)
-    cut, *_ = batches(0, crop=28)
-    changed = cut[(cut != 7).any(2).any(1)]
-    assert 150 < len(changed) < 250
-    assert (cut != 7).float().mean() < 0.2
-    assert len(changed.unique()) == 256
 
 
 def test_about_half_of_the_images_are_mirrored() -> None:

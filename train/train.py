@@ -2,7 +2,6 @@
 
 python train/train.py --recipe best                            # to runs/best
 python train/train.py --recipe book --limit 2000 --epochs 2    # a quick try
-python train/train.py --recipe polish --init runs/best/nin.safetensors
 torchrun --nproc-per-node 2 train/train.py --recipe best       # on two devices
 
 Ctrl-C or SIGTERM writes a checkpoint and stops; the same command with --resume goes on.
@@ -82,8 +81,6 @@ def parse_args() -> argparse.Namespace:
     args = options.parse_args()
     if args.resume and args.force:
         options.error("--resume goes on with a run, --force replaces it: give one of them")
-    if args.recipe == "polish" and args.init is None:
-        options.error("--recipe polish starts from trained weights: name them by --init")
     return args
 
 
@@ -255,7 +252,7 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
         return
     settings, log = trainer.settings, trainer.state.log
     with without_tf32():  # as train/evaluate.py
-        logits = predict(trainer.result, test[0])
+        logits = predict(trainer.network, test[0])
     accuracy = float((logits.argmax(1) == test[1]).float().mean())
     seconds = sum(entry["train_seconds"] for entry in log)
     device = processor_name(trainer.device)
@@ -270,7 +267,7 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
         "torch": torch.__version__,
     }
     recipe = json.dumps(settings.flat())
-    save_checkpoint(trainer.folder / WEIGHTS, trainer.result.cpu(), recipe=recipe, metrics=metrics)
+    save_checkpoint(trainer.folder / WEIGHTS, trainer.network.cpu(), recipe=recipe, metrics=metrics)
     title = f"NiN on Fashion-MNIST, recipe {settings.recipe.name}, test accuracy {accuracy:.4f}"
     draw_curves(log, title, trainer.folder / CURVES)
     examples = trainer.steps * settings.recipe.batch_size

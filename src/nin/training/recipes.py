@@ -1,6 +1,6 @@
 """How to train: the book's way and ours, every number with its reason."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -25,8 +25,6 @@ class Recipe:
     crop_until: float  # share of the steps; whole images from then on
     shift: int  # pixels by which whole images move, at most
     flip: float  # share of the images that are mirrored
-    erase: float = 0.0  # share of the images in which a rectangle becomes noise
-    average: float = 0.0  # share of the steps, the last ones, whose weights' mean is the result
 
 
 # Section 8.3 of Dive into Deep Learning, as its code trains.
@@ -71,21 +69,7 @@ BEST = Recipe(
     flip=0.5,
 )
 
-# For weights that are good already (--init): around them at a constant rate, and their mean.
-POLISH = replace(
-    BEST,
-    name="polish",
-    lr=0.006,
-    warm_up=0.05,
-    decay=False,
-    epochs=2,  # of all images, and as they are deployed
-    prune=False,
-    crop_until=0.0,
-    erase=0.3,
-    average=0.5,
-)
-
-RECIPES = {recipe.name: recipe for recipe in (BOOK, BEST, POLISH)}
+RECIPES = {recipe.name: recipe for recipe in (BOOK, BEST)}
 
 
 def lr_factor(recipe: Recipe, progress: float) -> float:

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from nin.artifact import write_atomically
@@ -80,11 +79,10 @@ class Trainer:
         self.folder = folder
         self.device = batches.pixels.device
         self.dtype: torch.dtype = getattr(torch, settings.precision)
-        self.network: NiN = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu" and self.dtype == torch.float32 and not compiled:
             winograd.use_in(self.network)
         self.optimizers = make_optimizers(self.network, settings.recipe, self.dtype)
-        self.average = AveragedModel(self.network) if settings.recipe.average else None
         self.state = State()
         forward: nn.Module = self.network
         if process.world > 1:
@@ -97,13 +95,6 @@ class Trainer:
     @property
     def steps(self) -> int:
         return self.settings.recipe.epochs * self.batches.per_epoch
-
-    @property
-    def result(self) -> NiN:
-        """The network as it would be deployed now: trained, or the mean of its last weights."""
-        if self.average is None or self.average.n_averaged == 0:
-            return self.network
-        return cast(NiN, self.average.module)
 
     def step(self) -> Tensor:
         """One batch forward, backward and into the weights.
@@ -132,8 +123,6 @@ class Trainer:
                 group["lr"] = group["initial_lr"] * factor
             optimizer.step()
             optimizer.zero_grad()
-        if self.average is not None and number >= (1 - recipe.average) * self.steps:
-            self.average.update_parameters(self.network)
         self.state.step += 1
         losses = losses.detach()
         if recipe.prune:
@@ -216,7 +205,7 @@ class Trainer:
     def evaluate(self, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
         """Cross-entropy and accuracy, in the training's precision; each process does its share."""
         mine = self.process.share
-        logits = predict(self.result, pixels[mine], self.dtype)
+        logits = predict(self.network, pixels[mine], self.dtype)
         loss = F.cross_entropy(logits, labels[mine], reduction="sum")
         right = (logits.argmax(1) == labels[mine]).sum()
         loss, right = self.process.sum(torch.stack([loss, right]))
@@ -234,7 +223,6 @@ class Trainer:
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "batches": self.batches.state_dict(),
-            "average": self.average and self.average.state_dict(),
         }
         data = io.BytesIO()
         torch.save(checkpoint, data)
@@ -275,8 +263,6 @@ class Trainer:
             for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.batches.load_state_dict(checkpoint["batches"])
-            if self.average is not None:
-                self.average.load_state_dict(checkpoint["average"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"{path} is of another network: {_first_line(error)}; start again with --force"
