@@ -162,10 +162,12 @@ def test_two_processes_train_like_one_on_the_same_batches(
     assert script("train/train.py", *options, start, "--time-limit", 1e-9).code == 0
     first = torch.load(start / "checkpoint.pt", weights_only=True)["network"]
     for name, tensor in weights(alone).items():
-        moved = (tensor - first[name]).norm()
-        assert moved > 0
+        moved, apart = tensor - first[name], weights(shared)[name] - tensor
+        assert moved.norm() > 0
         # as far apart as float32 is from itself in another order, magnified by few steps
-        assert (weights(shared)[name] - tensor).norm() <= 0.005 * moved, name
+        assert apart.norm() <= 0.005 * moved.norm(), name
+        if recipe[0] == "book":  # AdamW magnifies single entries
+            assert apart.abs().max() <= 0.02 * moved.abs().max() + 1e-7, name
     for one, two in zip(log_of(alone), log_of(shared), strict=True):
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
             assert two[key] == pytest.approx(one[key], rel=1e-4)

@@ -32,7 +32,7 @@ def test_holds_out_the_same_images_always() -> None:
     assert (len(train), len(held_out)) == (55_000, 5_000)
     assert len(torch.cat([train, held_out]).unique()) == 60_000
     assert torch.equal(held_out, split(60_000)[1])
-    assert not torch.equal(held_out.sort().values, torch.arange(5_000))
+    assert held_out[:4].tolist() == [35845, 27522, 33254, 23645]  # as the shipped weights' run
 
 
 def test_cuts_and_mirrors_like_numpy() -> None:
