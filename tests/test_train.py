@@ -15,15 +15,19 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import nin.data
 from nin.checkpoint import load_checkpoint
+from nin.model import NiN
 from nin.paths import ROOT, WEIGHTS
 from nin.training import winograd
+from nin.training.batch_norm import add_to
 from nin.training.batches import split
 from tests.conftest import Script
 from tests.train_small import load_test_images
 
-# 16 of the 28 images make an epoch of two steps
-SMALL = ("--limit", 28, "--batch-size", 8, "--epochs", 2, "--precision", "float32")
+# two steps an epoch
+SMALL = ("--limit", 16, "--batch-size", 8, "--epochs", 2, "--precision", "float32")
 PROGRAM = [sys.executable, str(ROOT / "tests/train_small.py")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN += PROGRAM[1:]
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +65,15 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 
 def test_ends_with_the_lines_of_the_book_and_all_files(straight: Path) -> None:
     out = (straight / "out.txt").read_text()
-    closing = r"^loss \d\.\d{3}, train acc \d\.\d{3}, test acc \d\.\d{4} on 28 images$"
+    closing = r"^loss \d\.\d{3}, train acc \d\.\d{3}, test acc \d\.\d{4} on 16 images$"
     assert re.search(closing, out, re.M)
     assert re.search(r"^\d+\.\d examples/sec on .+ threads$", out, re.M)
     assert (straight / "curves.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = load_checkpoint(straight / "nin.safetensors")
-    assert json.loads(checkpoint.recipe)["optimizer"] == "muon"
-    assert checkpoint.metrics["train_images"] == 28
+    about = json.loads((straight / "nin.json").read_text())
+    assert about == {"recipe": json.loads(checkpoint.recipe), "metrics": checkpoint.metrics}
+    assert about["recipe"]["optimizer"] == "muon"
+    assert checkpoint.metrics["train_images"] == 16
     assert 0 <= checkpoint.metrics["test_accuracy"] <= 1
     first, second = log_of(straight)
     assert (first["epoch"], second["epoch"], second["step"]) == (1, 2, 4)
@@ -78,10 +84,10 @@ def test_ends_with_the_lines_of_the_book_and_all_files(straight: Path) -> None:
 def test_goes_on_bit_for_bit_where_it_was_stopped(
     script: Script, straight: Path, tmp_path: Path
 ) -> None:
-    # Each part ends after its first step: within the first epoch, at its end, within the second.
+    # Each part ends after its first step: within an epoch or at its end, before it is judged.
     command = ("train/train.py", *SMALL, "--output", tmp_path, "--time-limit", 1e-9)
     ended = script(*command)
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4):
         assert ended.code == 0
         assert f"stopped after step {step} of 4" in ended.out
         assert not (tmp_path / "nin.safetensors").exists()
@@ -137,6 +143,47 @@ def test_stops_where_the_loss_is_no_number_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / "nin.safetensors").exists()
 
 
+def test_the_saved_weights_answer_as_the_trained_network(straight: Path) -> None:
+    trained = NiN()
+    add_to(trained)
+    found = torch.load(straight / "checkpoint.pt", weights_only=True)
+    trained.load_state_dict(found["network"])
+    image = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        saved = load_checkpoint(straight / "nin.safetensors").network(image)
+        torch.testing.assert_close(saved, trained.eval()(image), rtol=1e-3, atol=1e-4)
+
+
+def test_trains_in_bfloat16(script: Script, tmp_path: Path) -> None:
+    options = ("--limit", 4, "--batch-size", 2, "--epochs", 1, "--precision", "bfloat16")
+    assert script("train/train.py", *options, "--output", tmp_path).code == 0
+    assert json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)["precision"] == (
+        "bfloat16"
+    )
+
+
+def test_two_processes_normalise_over_their_common_batch(script: Script, tmp_path: Path) -> None:
+    # the statistics of the first step follow from the fresh weights and the batch alone
+    options = [*map(str, SMALL), "--dropout", "0", "--time-limit", "1e-9", "--output"]
+    alone, shared = (tmp_path / name for name in ("alone", "shared"))
+    assert script("train/train.py", *options, alone).code == 0
+    shown = subprocess.run(
+        [*TORCHRUN, *options, str(shared)], capture_output=True, text=True, check=True
+    )
+    assert "Warning" not in shown.stderr
+    one, two = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (alone, shared))
+    statistics = [name for name in one["network"] if "running" in name]
+    assert len(statistics) == 18
+    for name in statistics:
+        torch.testing.assert_close(two["network"][name], one["network"][name], rtol=1e-3, atol=1e-5)
+    assert two["state"]["totals"] == pytest.approx(one["state"]["totals"], rel=1e-4)
+    ended = subprocess.run(
+        [*TORCHRUN, *map(str, SMALL), "--dropout", "0", "--resume", "--output", str(shared)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ended.stdout.count("test acc") == 1
+
+
 @pytest.mark.parametrize(
     "recipe",
     [("best",), ("book", "--lr", "0.001")],  # SGD sees a gradient's size, Muon doesn't
@@ -151,8 +198,7 @@ def test_two_processes_train_like_one_on_the_same_batches(
     options.append("--output")
     alone, shared, start = (tmp_path / name for name in ("alone", "shared", "start"))
     assert script("train/train.py", *options, alone).code == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command = [*torchrun, "--standalone", *PROGRAM[1:], *options, str(shared)]
+    command = [*TORCHRUN, *options, str(shared)]
     shown = subprocess.run(
         [*command, "--time-limit", "1e-9"], capture_output=True, text=True, check=True
     )
@@ -161,26 +207,23 @@ def test_two_processes_train_like_one_on_the_same_batches(
     assert shown.stdout.count("test acc") == 1
     assert script("train/train.py", *options, start, "--time-limit", 1e-9).code == 0
     first = torch.load(start / "checkpoint.pt", weights_only=True)["network"]
+    book = recipe[0] == "book"
+    # as far apart as float32 is from itself in another order, magnified by few steps, and by
+    # AdamW, which takes whole steps after the smallest gradients
+    bound = 0.005 if book else 0.03
     for name, tensor in weights(alone).items():
         moved, apart = tensor - first[name], weights(shared)[name] - tensor
         assert moved.norm() > 0
-        # as far apart as float32 is from itself in another order, magnified by few steps
-        assert apart.norm() <= 0.005 * moved.norm(), name
-        if recipe[0] == "book":  # AdamW magnifies single entries
+        assert apart.norm() <= bound * moved.norm(), name
+        if book:  # AdamW magnifies single entries
             assert apart.abs().max() <= 0.02 * moved.abs().max() + 1e-7, name
     for one, two in zip(log_of(alone), log_of(shared), strict=True):
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
             assert two[key] == pytest.approx(one[key], rel=1e-4)
-    seen = [
-        torch.load(folder / "checkpoint.pt", weights_only=True)["batches"]["losses"]
-        for folder in (alone, shared)
-    ]
-    torch.testing.assert_close(seen[0], seen[1], rtol=1e-3, atol=0)
-    assert bool((seen[0] > 0).all())
 
 
 def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:
-    options = ("--limit", 110, "--batch-size", 64, "--epochs", 1, "--all", "--crop-until", 0)
+    options = ("--limit", 64, "--batch-size", 64, "--epochs", 1, "--all", "--crop-until", 0)
     ended = script("train/train.py", *options, "--init", WEIGHTS, "--output", tmp_path)
     assert ended.code == 0
     (entry,) = log_of(tmp_path)
@@ -218,6 +261,9 @@ def test_trains_and_resumes_on_a_gpu(script: Script, tmp_path: Path) -> None:
     assert ended.code == 0
     assert torch.cuda.get_device_name() in ended.out
     assert log_of(tmp_path)[-1]["epoch"] == 2
+    stopped = weights(tmp_path)
+    assert script(*command, "--force").code == 0
+    assert equal(weights(tmp_path), stopped)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +272,7 @@ def test_trains_and_resumes_on_a_gpu(script: Script, tmp_path: Path) -> None:
         (("--device", "cuda:77"), "no device cuda:77 here"),
         (("--device", "abacus"), "no device abacus here"),
         (("--device", "meta"), "can't train on meta: expected `cpu` or `cuda`"),
-        (("--batch-size", 17), "a batch of 17 is larger than the 16 images of an epoch"),
+        (("--batch-size", 29), "a batch of 29 is larger than the 28 images to train on"),
         (("--init", "no.safetensors"), "no weights file at no.safetensors"),
         (("--resume",), "to resume from; start without --resume"),
         (("--resume", "--force"), "--resume goes on with a run, --force replaces it"),
@@ -265,11 +311,15 @@ def test_never_touches_another_run_unless_told(script: Script, straight: Path) -
     assert "holds checkpoint.pt of a run; go on with it by --resume, replace it" in ended.err
     ended = script("train/train.py", *SMALL, "--output", straight, "--resume", "--lr", 0.5)
     assert ended.code == 2
-    assert "is of another run: lr is 0.02 there, 0.5 here; give the options" in ended.err
+    assert "is of another run: lr is 0.03 there, 0.5 here; give the options" in ended.err
     ended = script("train/train.py", *SMALL, "--output", straight, "--resume", "--recipe", "book")
     assert "name is best there, book here" in ended.err
     ended = script("train/train.py", *SMALL, "--output", straight, "--force", "--init", "no")
     assert ended.code == 2
+    own = straight / "nin.safetensors"
+    ended = script("train/train.py", *SMALL, "--output", straight, "--force", "--init", own)
+    assert ended.code == 2
+    assert "is of the run that --force replaces; choose another --output" in ended.err
     assert equal(weights(straight), before)
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from torch import multiprocessing
 from torch.nn.functional import conv2d
 
 from nin.errors import InputError
 from nin.model import NiN
-from nin.training import winograd
-from nin.training.batches import Batches, mix, split, window
+from nin.training import batch_norm, winograd
+from nin.training.batches import Batches, mix, rectangles, split, window
 from nin.training.curves import draw_curves
 from nin.training.devices import Process, find_device, find_precision, kept_memory
 from nin.training.optimizers import Muon, make_optimizers, orthogonalise
@@ -47,44 +49,38 @@ def test_cuts_and_mirrors_like_numpy() -> None:
 
 ALONE = Process()
 PLAIN = replace(BOOK, batch_size=5)
-WHOLE = replace(BEST, batch_size=400, prune=False)
-PRUNED = replace(BEST, batch_size=10)
+WHOLE = replace(BEST, batch_size=400, erase=0.0)
 
 
-def begun(count: int, recipe: Recipe, *, seed: int = 0, process: Process = ALONE) -> Batches:
-    batches = Batches(numbered(count), torch.arange(count), recipe, seed, process)
-    batches.begin(0)
-    return batches
+def make_batches(count: int, recipe: Recipe, *, seed: int = 0, process: Process = ALONE) -> Batches:
+    return Batches(numbered(count), torch.arange(count), recipe, seed, process)
 
 
 def order_of(batches: Batches, epoch: int) -> torch.Tensor:
-    batches.begin(epoch)
     steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
     return torch.cat([batches(step, crop=28)[1] for step in steps])
 
 
 def test_an_epoch_sees_each_image_once() -> None:
-    batches = begun(20, PLAIN)
+    batches = make_batches(20, PLAIN)
     orders = [order_of(batches, epoch) for epoch in (0, 1)]
     for order in orders:
         assert torch.equal(order.sort().values, torch.arange(20))
     assert not torch.equal(*orders)
-    assert torch.equal(order_of(begun(20, PLAIN), 1), orders[1])
-    assert not torch.equal(order_of(begun(20, PLAIN, seed=1), 1), orders[1])
+    assert torch.equal(order_of(make_batches(20, PLAIN), 1), orders[1])
+    assert not torch.equal(order_of(make_batches(20, PLAIN, seed=1), 1), orders[1])
 
 
 def test_the_book_sees_whole_images_unchanged() -> None:
-    batches = begun(8, replace(BOOK, batch_size=8))
-    cut, labels, weights = batches(0, crop=28)
+    batches = make_batches(8, replace(BOOK, batch_size=8))
+    cut, labels = batches(0, crop=28)
     assert torch.equal(cut, batches.pixels[labels])
-    assert torch.equal(weights, torch.full((8,), 1 / 8))
 
 
 def test_whole_images_are_shifted_over_black() -> None:
     pixels = torch.full((400, 28, 28), 255, dtype=torch.uint8)
     batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), WHOLE, seed=0)
-    batches.begin(0)
-    cut, *_ = batches(0, crop=28)
+    cut, _ = batches(0, crop=28)
     columns = (cut[:, 14] == 0).sum(1)  # as many black ones as the image moved
     assert columns.unique().tolist() == [0, 1, 2]
     assert cut.unique().tolist() == [0, 255]
@@ -93,71 +89,144 @@ def test_whole_images_are_shifted_over_black() -> None:
 def test_about_half_of_the_images_are_mirrored() -> None:
     pixels = torch.arange(28, dtype=torch.uint8).expand(400, 28, 28).contiguous()
     batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), WHOLE, seed=0)
-    batches.begin(0)
-    cut, *_ = batches(0, crop=20)
+    cut, _ = batches(0, crop=20)
     mirrored = int((cut[:, 0, 0] > cut[:, 0, 1]).sum())
     assert 150 < mirrored < 250
     assert len(cut.amin((1, 2)).unique()) == 9  # the crop lies anywhere
 
 
+def test_a_share_of_the_images_loses_a_rectangle() -> None:
+    pixels = torch.zeros(400, 28, 28, dtype=torch.uint8)
+    recipe = replace(WHOLE, erase=0.25)
+    cut, _ = Batches(pixels, torch.zeros(400, dtype=torch.int64), recipe, seed=0)(0, crop=28)
+    noisy = cut > 0
+    hit = noisy.any(2).any(1)
+    assert 60 < int(hit.sum()) < 140
+    assert len(cut.unique()) == 256  # noise
+    for image in noisy[hit]:
+        rows, columns = (image.any(dim).nonzero().flatten() for dim in (1, 0))
+        for found in (rows, columns):
+            assert 4 <= found[-1] - found[0] + 1 <= 14
+        inside = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert inside.float().mean() > 0.8  # noise is black once in 256
+    erased, _ = rectangles(4000, 20, 1.0, torch.Generator().manual_seed(0))
+    assert erased.any(0).all()  # it may lie anywhere
+    areas = erased.sum((1, 2))
+    assert (areas.min(), areas.max()) == (3 * 3, 10 * 10)
+
+
 def test_processes_share_a_batch_as_if_they_were_one() -> None:
+    recipe = replace(BEST, batch_size=10, erase=0.5)
     whole, one, other = (
-        begun(20, PRUNED, process=process)(0, crop=20)
+        make_batches(20, recipe, process=process)(0, crop=20)
         for process in (Process(), Process(rank=0, world=2), Process(rank=1, world=2))
     )
-    for i in range(3):
+    for i in range(2):
         assert torch.equal(torch.stack([one[i], other[i]], 1).flatten(0, 1), whole[i])
 
 
-def losses_of(images: torch.Tensor) -> torch.Tensor:
-    """Images 0 to 9 are the hard ones."""
-    return torch.where(images < 10, 2.0, 0.1)
-
-
-def test_leaves_out_half_of_the_easy_images_and_doubles_the_others() -> None:
-    batches = begun(50, replace(PRUNED, batch_size=30))
-    assert (batches.per_epoch, batches.images_per_epoch) == (1, 30)
-    epochs, seen = 0, torch.zeros(50)
-    for step in range(40):
-        known = bool(batches.losses.isfinite().all())
-        batches.begin(step)
-        _, images, weights = batches(step, crop=20)
-        batches.note(step, losses_of(images))
-        assert len(images.unique()) == 30
-        if known:
-            epochs += 1
-            seen[images] += 1
-            hard = images < 10
-            assert hard.sum() == 10
-            torch.testing.assert_close(weights, torch.where(hard, 1.0, 2.0) / 50)
-    assert epochs > 30
-    assert seen[:10].tolist() == [epochs] * 10
-    assert 0.2 * epochs < seen[10:].min() < seen[10:].max() < 0.8 * epochs
-
-
-def test_goes_on_in_the_midst_of_a_pruned_epoch() -> None:
-    one, other = begun(50, PRUNED), begun(50, PRUNED)  # three steps are an epoch
-    for step in range(12):
-        if step % 3 == 0:
-            one.begin(step // 3)
-        if step == 7:
-            other.load_state_dict({name: t.clone() for name, t in one.state_dict().items()})
-        if step > 7 and step % 3 == 0:
-            other.begin(step // 3)
-        expected = one(step, crop=20)
-        one.note(step, losses_of(expected[1]))
-        if step >= 7:
-            for a, b in zip(expected, other(step, crop=20), strict=True):
-                assert torch.equal(a, b)
-            other.note(step, losses_of(expected[1]))
-
-
 def test_seeds_differ_in_all_that_is_random() -> None:
-    one, other = (begun(20, PRUNED, seed=seed) for seed in (0, 1))
-    assert not torch.equal(one.order, other.order)
-    other.order = one.order
-    assert not torch.equal(one(0, crop=20)[0], other(0, crop=20)[0])
+    # one image, so that only its cut tells the seeds apart
+    recipe = replace(BEST, batch_size=1, erase=0.0)
+    cuts = [make_batches(1, recipe, seed=seed)(0, crop=20)[0] for seed in (0, 1)]
+    assert not torch.equal(*cuts)
     assert len({mix(seed, kind, n) for seed in (0, 1) for kind in (0, 1) for n in range(99)}) == 396
+
+
+def normalised() -> NiN:
+    """A network whose normalisations all do something."""
+    torch.manual_seed(0)
+    network = NiN().initialise("kaiming")
+    batch_norm.add_to(network)
+    for norm in network.modules():
+        if isinstance(norm, batch_norm.BatchNorm):
+            norm.num_batches_tracked.fill_(3)
+            for values in (norm.weight.data, norm.running_var):
+                values.uniform_(0.5, 2)
+            for values in (norm.bias.data, norm.running_mean):
+                values.normal_()
+    return network.eval()
+
+
+def test_folding_leaves_the_network_of_the_book_and_its_answers() -> None:
+    network = normalised()
+    plain = batch_norm.folded(network)
+    assert plain.state_dict().keys() == NiN().state_dict().keys()
+    image = torch.rand(2, 1, 224, 224)
+    with torch.no_grad():
+        expected = network(image)
+        torch.testing.assert_close(plain(image), expected, rtol=1e-4, atol=1e-4)
+        bare = NiN().eval()
+        bare.load_state_dict(network.state_dict(), strict=False)
+        assert (bare(image) - expected).abs().max() > 1  # it wasn't folded for nothing
+    assert next(batch_norm.folded(network.to("meta")).parameters()).is_meta  # stays on its device
+
+
+def test_statistics_are_fair_after_few_batches() -> None:
+    torch.manual_seed(0)
+    norm = batch_norm.BatchNorm(3)
+    x = 5 + 2 * torch.randn(64, 3, 9, 9)
+    for part in x.split(32):
+        norm(part)
+    torch.testing.assert_close(norm.eval()(x), norm.train()(x), rtol=0, atol=0.05)
+
+
+def test_the_last_blocks_maps_stay_as_they_are() -> None:
+    network = normalised()
+    blocks = [layer for layer in network if isinstance(layer, torch.nn.Sequential)]
+    normed = [[hasattr(layer, "norm") for layer in block[::2]] for block in blocks]
+    assert normed == [[True] * 3] * 3 + [[False] * 3]
+
+
+def test_normalisation_compiles_in_one_piece() -> None:
+    network = normalised().train()
+    image = torch.rand(2, 1, 160, 160)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.manual_seed(1)
+    expected = network(image)
+    torch.manual_seed(1)
+    assert torch.equal(compiled(image), expected)
+
+
+def test_folding_a_network_without_normalisations_changes_nothing() -> None:
+    network = NiN()
+    for name, tensor in batch_norm.folded(network).state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name])
+
+
+def _normalise_a_half(rank: int, folder: Path) -> None:
+    """One of two processes; what it finds goes to a file."""
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    norm, x, gradient = normalisation()
+    mine = x[rank::2].clone().requires_grad_()
+    y = norm(mine)
+    y.backward(gradient[rank::2])
+    found = {"y": y.detach(), "x": mine.grad, **{n: p.grad for n, p in norm.named_parameters()}}
+    torch.save(found | dict(norm.named_buffers()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def normalisation() -> tuple[batch_norm.BatchNorm, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return batch_norm.BatchNorm(3), torch.randn(8, 3, 5, 5) + 2, torch.randn(8, 3, 5, 5)
+
+
+def test_two_processes_normalise_over_both_batches(tmp_path: Path) -> None:
+    multiprocessing.spawn(_normalise_a_half, (tmp_path,), nprocs=2)
+    norm, x, gradient = normalisation()
+    x.requires_grad_()
+    y = norm(x)
+    y.backward(gradient)
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for rank, half in enumerate(halves):
+        torch.testing.assert_close(half["y"], y[rank::2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(half["x"], x.grad[rank::2], rtol=1e-5, atol=1e-5)
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(half[name], dict(norm.named_buffers())[name])
+    for name, parameter in norm.named_parameters():
+        both = halves[0][name] + halves[1][name]
+        torch.testing.assert_close(both, parameter.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(26, 26), (18, 18), (7, 10), (1, 3)])
@@ -181,9 +250,11 @@ def test_only_training_uses_winograd() -> None:
     winograd.use_in(network)
     image = torch.rand(2, 1, 160, 160)
     assert torch.equal(network.eval()(image), usual.eval()(image))
-    trained = network.train()(image)
-    assert not torch.equal(trained, usual(image))
-    torch.testing.assert_close(trained, usual(image), rtol=1e-4, atol=1e-6)
+    for one in (network, usual):
+        batch_norm.add_to(one.train())
+    trained, expected = network(image), usual(image)
+    assert not torch.equal(trained, expected)
+    torch.testing.assert_close(trained, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_memory_is_kept_and_given_back() -> None:
@@ -229,11 +300,13 @@ def test_muon_steps_like_torch_on_matrices() -> None:
 
 
 def test_every_parameter_has_one_optimizer() -> None:
-    network = NiN()
-    for recipe in (BOOK, BEST):
+    for recipe, network in ((BOOK, NiN()), (BEST, normalised())):
         optimizers = make_optimizers(network, recipe, torch.float32)
-        trained = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        assert sorted(map(id, trained)) == sorted(map(id, network.parameters()))
+        trained = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        left = [name for name, p in network.named_parameters() if id(p) not in trained]
+        # biases whose convolutions are normalised
+        expected = [f"{i}.{j}.bias" for i in (0, 2, 4) for j in (0, 2, 4)]
+        assert left == (expected if recipe is BEST else [])
     muon = optimizers[0].param_groups[0]["params"]
     assert [tuple(w.shape) for w in muon[-2:]] == [(10, 384, 3, 3), (10, 10, 1, 1)]
 

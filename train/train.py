@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nin.artifact import make_folder
+from nin.artifact import make_folder, write_atomically
 from nin.checkpoint import save_checkpoint
 from nin.cli import natural, parser, positive, run, short
 from nin.data import load
@@ -30,6 +30,7 @@ from nin.exporting import load_deployable
 from nin.model import NiN
 from nin.paths import ROOT
 from nin.torch_settings import without_tf32
+from nin.training.batch_norm import folded
 from nin.training.batches import HELD_OUT, Batches, split
 from nin.training.curves import draw_curves
 from nin.training.devices import (
@@ -45,7 +46,7 @@ from nin.training.recipes import RECIPES, Recipe
 from nin.training.trainer import CHECKPOINT, LOG, Settings, Trainer, predict
 
 # What a run leaves in its folder, besides the trainer's checkpoint and log.
-WEIGHTS, CURVES = "nin.safetensors", "curves.png"
+WEIGHTS, ABOUT, CURVES = "nin.safetensors", "nin.json", "curves.png"
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,7 +70,12 @@ def parse_args() -> argparse.Namespace:
     options.add_argument(
         "--all", action="store_true", help=f"train on the {HELD_OUT:,} held-out images too"
     )
-    options.add_argument("--init", type=Path, metavar="WEIGHTS", help="start from these weights")
+    options.add_argument(
+        "--init",
+        type=Path,
+        metavar="WEIGHTS",
+        help="start from these finished weights, without batch normalisation; mind the --lr",
+    )
     options.add_argument(
         "--output", type=Path, help="folder for weights, checkpoint, log and curves; runs/RECIPE"
     )
@@ -111,6 +117,7 @@ def main() -> None:
     recipe = choose_recipe(args)
     folder = args.output or ROOT / "runs" / recipe.name
     device = find_device(args.device)
+    torch.backends.cudnn.deterministic = True  # the same seed, the same weights
     images, held_out = training_data(args, device)
     test = limited(*to_tensors("test", args.data_dir, device), args.limit)
     with process_group(device) as process:
@@ -150,6 +157,8 @@ def choose_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe with what the options change of it."""
     names = {field.name for field in dataclasses.fields(Recipe)} & vars(args).keys()
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.init:
+        changes["batch_norm"] = False  # finished weights have theirs folded in
     return dataclasses.replace(RECIPES[args.recipe], **changes)
 
 
@@ -182,8 +191,8 @@ def check_batches(batches: Batches, process: Process) -> None:
     size = batches.recipe.batch_size
     if batches.per_epoch == 0:
         raise InputError(
-            f"a batch of {size} is larger than the {batches.images_per_epoch} "
-            "images of an epoch; choose a smaller --batch-size or a larger --limit"
+            f"a batch of {size} is larger than the {len(batches.pixels)} "
+            "images to train on; choose a smaller --batch-size or a larger --limit"
         )
     if size % process.world:
         raise InputError(
@@ -194,13 +203,17 @@ def check_batches(batches: Batches, process: Process) -> None:
 
 def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
     """Makes the output folder; refuses to touch another run's files unless told to."""
-    files = [folder / name for name in (CHECKPOINT, WEIGHTS, LOG, CURVES)]
+    files = [folder / name for name in (CHECKPOINT, WEIGHTS, ABOUT, LOG, CURVES)]
     found = [file for file in files if file.exists()]
     if found and not (args.resume or args.force):
         go_on = "go on with it by --resume, " if files[0] in found else ""
         raise InputError(
             f"{short(folder)} holds {found[0].name} of a run; {go_on}replace it by --force, "
             "or choose another --output"
+        )
+    if args.force and args.init and args.init.resolve() in [file.resolve() for file in files]:
+        raise InputError(
+            f"{short(args.init)} is of the run that --force replaces; choose another --output"
         )
     process.wait()  # all have looked before the first one writes
     if process.leads:
@@ -251,8 +264,9 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
     if not process.leads:
         return
     settings, log = trainer.settings, trainer.state.log
+    network = folded(trainer.network)
     with without_tf32():  # as train/evaluate.py
-        logits = predict(trainer.network, test[0])
+        logits = predict(network, test[0])
     accuracy = float((logits.argmax(1) == test[1]).float().mean())
     seconds = sum(entry["train_seconds"] for entry in log)
     device = processor_name(trainer.device)
@@ -266,8 +280,12 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
         "device": device,
         "torch": torch.__version__,
     }
-    recipe = json.dumps(settings.flat())
-    save_checkpoint(trainer.folder / WEIGHTS, trainer.network.cpu(), recipe=recipe, metrics=metrics)
+    recipe = settings.flat()
+    save_checkpoint(
+        trainer.folder / WEIGHTS, network.cpu(), recipe=json.dumps(recipe), metrics=metrics
+    )
+    about = json.dumps({"recipe": recipe, "metrics": metrics}, indent=2)
+    write_atomically(trainer.folder / ABOUT, f"{about}\n".encode())
     title = f"NiN on Fashion-MNIST, recipe {settings.recipe.name}, test accuracy {accuracy:.4f}"
     draw_curves(log, title, trainer.folder / CURVES)
     examples = trainer.steps * settings.recipe.batch_size
@@ -275,7 +293,7 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
         f"loss {log[-1]['train_loss']:.3f}, train acc {log[-1]['train_accuracy']:.3f}, "
         f"test acc {accuracy:.4f} on {len(test[1]):,} images\n"
         f"{examples / seconds:.1f} examples/sec on {device}\n"
-        f"wrote {', '.join(short(trainer.folder / name) for name in (WEIGHTS, LOG, CURVES))}"
+        f"wrote {', '.join(short(trainer.folder / name) for name in (WEIGHTS, ABOUT, LOG, CURVES))}"
     )
 
 

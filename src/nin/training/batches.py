@@ -23,12 +23,7 @@ def split(count: int, held_out: int = HELD_OUT) -> tuple[Tensor, Tensor]:
 
 
 class Batches:
-    """An epoch's images in random order, batch by batch.
-
-    With the recipe's `prune`, an epoch trains on the fifth of the images whose losses were the
-    highest when they were last seen, and on a random half of the others with twice their weight:
-    on average the same sum is minimised, in 60 % of the time. After InfoBatch (Qin et al., 2024,
-    https://arxiv.org/abs/2303.04947).
+    """All images in a new random order each epoch, batch by batch.
 
     What is random follows from the seed and the number of the epoch or step. Processes that train
     together all draw the same; each takes every n-th image of a batch.
@@ -46,73 +41,41 @@ class Batches:
         self.pixels, self.labels = pixels, labels
         self.recipe, self.seed = recipe, seed
         self.process = process
-        # of each image when it was last seen
-        self.losses = torch.full((len(pixels),), torch.inf, device=pixels.device)
-        # of the epoch under way: image numbers, and all images' weights, which add up to 1 over
-        # a batch on average
-        self.order = self.weights = torch.empty(0)
-
-    @property
-    def images_per_epoch(self) -> int:
-        count = len(self.pixels)
-        return count // 5 + (count - count // 5) // 2 if self.recipe.prune else count
+        self._epoch, self._order = -1, torch.empty(0)
 
     @property
     def per_epoch(self) -> int:
         """Whole batches only; each epoch leaves other images over."""
-        return self.images_per_epoch // self.recipe.batch_size
+        return len(self.pixels) // self.recipe.batch_size
 
-    def begin(self, epoch: int) -> None:
-        """Draws an epoch's images and their order."""
-        count, device = len(self.pixels), self.pixels.device
-        draw = torch.Generator(device).manual_seed(mix(self.seed, _ORDER, epoch))
-        self.order = torch.randperm(count, generator=draw, device=device)
-        self.weights = torch.ones(count, device=device)
-        if self.recipe.prune:
-            hard = self.losses.argsort(descending=True, stable=True)[: count // 5]
-            self.weights[:] = 2
-            self.weights[hard] = 1
-            others = self.order[self.weights[self.order] == 2]
-            kept = torch.cat([hard, others[: len(others) // 2]])
-            self.order = kept[torch.randperm(len(kept), generator=draw, device=device)]
-        self.weights *= len(self.order) / count / self.recipe.batch_size
-
-    def __call__(self, step: int, *, crop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This process's share of the batch of `step`, which lies in the epoch under way.
-
-        Returns:
-            Pixels (n, crop, crop), labels (n,) and weights (n,).
-        """
-        recipe, device = self.recipe, self.pixels.device
+    def __call__(self, step: int, *, crop: int) -> tuple[Tensor, Tensor]:
+        """This process's share of a batch: pixels (n, crop, crop) and labels (n,)."""
+        recipe, size, mine = self.recipe, self.recipe.batch_size, self.process.share
         shift = recipe.shift if crop == SIDE else 0
         # Drawn for the whole batch: what an image gets doesn't depend on the number of processes.
-        draw = torch.Generator(device).manual_seed(mix(self.seed, _CUT, step))
+        draw = self._generator(_CUT, step)
         room = SIDE + 2 * shift - crop + 1
-        corner = torch.randint(room, (2, recipe.batch_size), generator=draw, device=device)
-        flip = torch.rand(recipe.batch_size, generator=draw, device=device) < recipe.flip
-        mine = self.process.share
+        corner = torch.randint(room, (2, size), generator=draw, device=self.pixels.device)
+        flip = torch.rand(size, generator=draw, device=self.pixels.device) < recipe.flip
         images = self._images(step)[mine]
         padded = F.pad(self.pixels[images], (shift, shift, shift, shift))
         pixels = window(padded, corner[:, mine], flip[mine], crop)
-        return pixels, self.labels[images], self.weights[images]
-
-    def note(self, step: int, losses: Tensor) -> None:
-        """Remembers the losses (batch size,) of all images in the batch of `step`."""
-        self.losses[self._images(step)] = losses
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"losses": self.losses, "order": self.order, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        device = self.pixels.device
-        self.losses, self.order, self.weights = (
-            state[name].to(device) for name in ("losses", "order", "weights")
-        )
+        if recipe.erase:
+            erased, noise = rectangles(size, crop, recipe.erase, draw)
+            pixels = torch.where(erased[mine], noise[mine], pixels)
+        return pixels, self.labels[images]
 
     def _images(self, step: int) -> Tensor:
         """The numbers (batch size,) of the images in the batch of `step`."""
-        start = step % self.per_epoch * self.recipe.batch_size
-        return self.order[start : start + self.recipe.batch_size]
+        epoch, batch = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            draw = self._generator(_ORDER, epoch)
+            self._order = torch.randperm(len(self.pixels), generator=draw, device=draw.device)
+            self._epoch = epoch
+        return self._order[batch * self.recipe.batch_size :][: self.recipe.batch_size]
+
+    def _generator(self, purpose: int, number: int) -> torch.Generator:
+        return torch.Generator(self.pixels.device).manual_seed(mix(self.seed, purpose, number))
 
 
 def mix(*numbers: int) -> int:
@@ -133,3 +96,22 @@ def window(pixels: Tensor, corner: Tensor, flip: Tensor, side: int) -> Tensor:
     columns = corner[1, :, None] + torch.where(flip[:, None], steps.flip(0), steps)
     images = torch.arange(len(pixels), device=pixels.device)
     return pixels[images[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def rectangles(count: int, side: int, share: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random erasing (Zhong et al., 2017, https://arxiv.org/abs/1708.04896).
+
+    Returns:
+        Where images lose their pixels, (count, side, side) bool: for a `share` of them a rectangle,
+        each of its sides a sixth to a half of the image's; and the noise to put there, uint8.
+    """
+    device = draw.device
+    hit = torch.rand(count, generator=draw, device=device) < share
+    sizes = torch.randint(side // 6, side // 2 + 1, (2, count), generator=draw, device=device)
+    first = (torch.rand(2, count, generator=draw, device=device) * (side - sizes + 1)).long()
+    at = torch.arange(side, device=device)
+    inside = (at >= first[..., None]) & (at < (first + sizes)[..., None])  # (2, count, side)
+    noise = torch.randint(
+        256, (count, side, side), generator=draw, device=device, dtype=torch.uint8
+    )
+    return hit[:, None, None] & inside[0, :, :, None] & inside[1, :, None, :], noise

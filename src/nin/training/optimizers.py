@@ -64,15 +64,16 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def make_optimizers(network: nn.Module, recipe: Recipe, dtype: torch.dtype) -> list[Optimizer]:
-    """Those that together train all parameters; each group knows its peak rate, `initial_lr`."""
+    """Those that together train all that learns; each group knows its peak rate, `initial_lr`."""
     optimizers: list[Optimizer]
     lr, momentum, weight_decay = recipe.lr, recipe.momentum, recipe.weight_decay
+    learning = [p for p in network.parameters() if p.requires_grad]
     if recipe.optimizer == "sgd":
-        optimizers = [SGD(network.parameters(), lr, momentum, weight_decay=weight_decay)]
+        optimizers = [SGD(learning, lr, momentum, weight_decay=weight_decay)]
     else:
-        weights = [p for p in network.parameters() if p.ndim == 4]
+        weights = [p for p in learning if p.ndim == 4]
         matrices = weights[1:-1]  # neither the filters on the image nor the votes of the classes
-        rest = [p for p in network.parameters() if all(p is not m for m in matrices)]
+        rest = [p for p in learning if all(p is not m for m in matrices)]
         optimizers = [
             Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, dtype=dtype),
             # as far below Muon's as in the runs that found both

@@ -19,7 +19,7 @@ from nin.artifact import write_atomically
 from nin.classifier import preprocess
 from nin.errors import CheckError, InputError
 from nin.model import NiN
-from nin.training import winograd
+from nin.training import batch_norm, winograd
 from nin.training.batches import DROPOUT, SIDE, Batches, mix
 from nin.training.devices import Process
 from nin.training.optimizers import make_optimizers
@@ -55,7 +55,7 @@ class State:
 
     step: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
-    # of the epoch so far, over all processes: losses, right answers, weights
+    # of the epoch so far, over all processes: losses, right answers, images
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     epoch_seconds: float = 0.0
 
@@ -79,6 +79,8 @@ class Trainer:
         self.folder = folder
         self.device = batches.pixels.device
         self.dtype: torch.dtype = getattr(torch, settings.precision)
+        if settings.recipe.batch_norm:
+            batch_norm.add_to(network)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu" and self.dtype == torch.float32 and not compiled:
             winograd.use_in(self.network)
@@ -100,23 +102,17 @@ class Trainer:
         """One batch forward, backward and into the weights.
 
         Returns:
-            (3,): the weighted sums of the losses, of the right answers and of the weights, over
+            (3,): the sum of the losses, and how many answers were right, of how many images, in
             this process's share of the batch.
         """
         recipe, number = self.settings.recipe, self.state.step
-        epoch, batch = divmod(number, self.batches.per_epoch)
-        if batch == 0:
-            self.batches.begin(epoch)
-        pixels, labels, weights = self.batches(number, crop=self._crop(number))
+        pixels, labels = self.batches(number, crop=self._crop(number))
         torch.manual_seed(mix(self.settings.seed, DROPOUT, number, self.process.rank))
         self.network.train()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.forward(_image(pixels)).float()
-        losses = F.cross_entropy(
-            logits, labels, label_smoothing=recipe.label_smoothing, reduction="none"
-        )
-        # DistributedDataParallel divides by the number of processes
-        (losses @ weights * self.process.world).backward()  # type: ignore[no-untyped-call]
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
         factor = lr_factor(recipe, (number + 1) / (self.steps + 1))  # never 0
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -124,13 +120,8 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self.state.step += 1
-        losses = losses.detach()
-        if recipe.prune:
-            of_all = losses.new_zeros(recipe.batch_size)
-            of_all[self.process.share] = losses
-            self.batches.note(number, self.process.sum(of_all))
-        right = (logits.detach().argmax(1) == labels).float()
-        return torch.stack([losses @ weights, right @ weights, weights.sum()])
+        right = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack([loss.detach() * len(labels), right, loss.new_full((), len(labels))])
 
     def _crop(self, step: int) -> int:
         """The side of the step's images."""
@@ -178,19 +169,19 @@ class Trainer:
                 if ends or stopping or due:
                     self.save()
                     saved = time.monotonic()
-                if stopping and state.step < self.steps:
+                if stopping:
                     return False
                 looked = time.monotonic()
 
     def _end_epoch(self, validation: tuple[Tensor, Tensor] | None) -> None:
         state = self.state
-        loss, right, weight = state.totals
+        loss, right, count = state.totals
         entry: dict[str, Any] = {
             "epoch": state.step // self.batches.per_epoch,
             "step": state.step,
             "crop": self._crop(state.step - 1),
-            "train_loss": loss / weight,
-            "train_accuracy": right / weight,
+            "train_loss": loss / count,
+            "train_accuracy": right / count,
         }
         if validation is not None:
             loss, accuracy = self.evaluate(*validation)
@@ -214,7 +205,9 @@ class Trainer:
     def save(self) -> None:
         """Writes the checkpoint and the log, each whole or not at all."""
         # the weights are the same in every process, so all stop here or none does
-        self._check_finite(all(bool(p.isfinite().all()) for p in self.network.parameters()))
+        self._check_finite(
+            all(bool(t.isfinite().all()) for t in self.network.state_dict().values())
+        )
         if not self.process.leads:
             return
         checkpoint = {
@@ -222,7 +215,6 @@ class Trainer:
             "state": asdict(self.state),
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "batches": self.batches.state_dict(),
         }
         data = io.BytesIO()
         torch.save(checkpoint, data)
@@ -262,7 +254,6 @@ class Trainer:
             self.network.load_state_dict(checkpoint["network"])
             for optimizer, saved in zip(self.optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-            self.batches.load_state_dict(checkpoint["batches"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"{path} is of another network: {_first_line(error)}; start again with --force"
