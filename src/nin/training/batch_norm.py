@@ -41,7 +41,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training:
             return F.batch_norm(x, *self.statistics(), self.weight, self.bias, eps=self.eps)
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(x)
         mean = _over_processes(x.float().mean((0, 2, 3)))
         centred = x.float() - mean[:, None, None]
         var = _over_processes(centred.square().mean((0, 2, 3)))
@@ -64,12 +64,12 @@ class _Mean(torch.autograd.Function):
         return values / dist.get_world_size()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         return _Mean.forward(context, gradient)
 
 
 def _over_processes(values: Tensor) -> Tensor:
-    mean: Tensor = _Mean.apply(values)  # type: ignore[no-untyped-call]
+    mean: Tensor = _Mean.apply(values)
     return mean
 
 
