@@ -219,7 +219,7 @@ def test_two_processes_train_like_one_on_the_same_batches(
             assert apart.abs().max() <= 0.02 * moved.abs().max() + 1e-7, name
     for one, two in zip(log_of(alone), log_of(shared), strict=True):
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
-            assert two[key] == pytest.approx(one[key], rel=1e-4)
+            assert two[key] == pytest.approx(one[key], rel=1e-4 if book else 1e-3)
 
 
 def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:
