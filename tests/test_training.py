@@ -126,6 +126,8 @@ def test_processes_share_a_batch_as_if_they_were_one() -> None:
 
 
 def test_seeds_differ_in_all_that_is_random() -> None:
+    orders = [order_of(make_batches(20, PLAIN, seed=seed), 0) for seed in (0, 1)]
+    assert not torch.equal(*orders)
     # one image, so that only its cut tells the seeds apart
     recipe = replace(BEST, batch_size=1, erase=0.0)
     cuts = [make_batches(1, recipe, seed=seed)(0, crop=20)[0] for seed in (0, 1)]
@@ -250,11 +252,14 @@ def test_only_training_uses_winograd() -> None:
     winograd.use_in(network)
     image = torch.rand(2, 1, 160, 160)
     assert torch.equal(network.eval()(image), usual.eval()(image))
+    trained = network.train()(image)
+    assert not torch.equal(trained, usual(image))
+    torch.testing.assert_close(trained, usual(image), rtol=1e-4, atol=1e-6)
     for one in (network, usual):
         batch_norm.add_to(one.train())
-    trained, expected = network(image), usual(image)
-    assert not torch.equal(trained, expected)
-    torch.testing.assert_close(trained, expected, rtol=1e-3, atol=1e-5)
+    normed, expected = network(image), usual(image)
+    assert not torch.equal(normed, expected)
+    torch.testing.assert_close(normed, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_memory_is_kept_and_given_back() -> None:
@@ -302,7 +307,8 @@ def test_muon_steps_like_torch_on_matrices() -> None:
 def test_every_parameter_has_one_optimizer() -> None:
     for recipe, network in ((BOOK, NiN()), (BEST, normalised())):
         optimizers = make_optimizers(network, recipe, torch.float32)
-        trained = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        trained = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+        assert len(trained) == len(set(trained))
         left = [name for name, p in network.named_parameters() if id(p) not in trained]
         # biases whose convolutions are normalised
         expected = [f"{i}.{j}.bias" for i in (0, 2, 4) for j in (0, 2, 4)]

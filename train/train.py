@@ -47,6 +47,7 @@ from nin.training.trainer import CHECKPOINT, LOG, Settings, Trainer, predict
 
 # What a run leaves in its folder, besides the trainer's checkpoint and log.
 WEIGHTS, ABOUT, CURVES = "nin.safetensors", "nin.json", "curves.png"
+RESULTS = (WEIGHTS, ABOUT, LOG, CURVES)
 
 
 def parse_args() -> argparse.Namespace:
@@ -203,7 +204,7 @@ def check_batches(batches: Batches, process: Process) -> None:
 
 def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
     """Makes the output folder; refuses to touch another run's files unless told to."""
-    files = [folder / name for name in (CHECKPOINT, WEIGHTS, ABOUT, LOG, CURVES)]
+    files = [folder / name for name in (CHECKPOINT, *RESULTS)]
     found = [file for file in files if file.exists()]
     if found and not (args.resume or args.force):
         go_on = "go on with it by --resume, " if files[0] in found else ""
@@ -293,7 +294,7 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
         f"loss {log[-1]['train_loss']:.3f}, train acc {log[-1]['train_accuracy']:.3f}, "
         f"test acc {accuracy:.4f} on {len(test[1]):,} images\n"
         f"{examples / seconds:.1f} examples/sec on {device}\n"
-        f"wrote {', '.join(short(trainer.folder / name) for name in (WEIGHTS, ABOUT, LOG, CURVES))}"
+        f"wrote {', '.join(short(trainer.folder / name) for name in RESULTS)}"
     )
 
 

@@ -42,9 +42,10 @@ class BatchNorm(nn.BatchNorm2d):
             return F.batch_norm(x, *self.statistics(), self.weight, self.bias, eps=self.eps)
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(x)
-        mean = _over_processes(x.float().mean((0, 2, 3)))
-        centred = x.float() - mean[:, None, None]
-        var = _over_processes(centred.square().mean((0, 2, 3)))
+        wide = x.float()
+        mean: Tensor = _Mean.apply(wide.mean((0, 2, 3)))
+        centred = wide - mean[:, None, None]
+        var: Tensor = _Mean.apply(centred.square().mean((0, 2, 3)))
         count = dist.get_world_size() * x[:, 0].numel()
         with torch.no_grad():
             self.running_mean.lerp_(mean, _MOMENTUM)
@@ -66,11 +67,6 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         return _Mean.forward(context, gradient)
-
-
-def _over_processes(values: Tensor) -> Tensor:
-    mean: Tensor = _Mean.apply(values)
-    return mean
 
 
 def add_to(network: NiN) -> None:
