@@ -207,17 +207,23 @@ def test_two_processes_train_like_one_on_the_same_batches(
     shown = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert shown.stdout.count("test acc") == 1
     assert script("train/train.py", *options, start, "--time-limit", 1e-9).code == 0
-    first = torch.load(start / "checkpoint.pt", weights_only=True)["network"]
+    first, one, two = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
+        for folder in (start, alone, shared)
+    )
+    names, bound = list(NiN().state_dict()), 0.005
+    if recipe[0] == "best":  # but for what AdamW trains before the last block, see above
+        names, bound = [name for name in names if re.match(r"[24].*weight|7", name)], 0.02
     # as far apart as float32 is from itself in another order, magnified by few steps
-    for name, tensor in weights(alone).items():
-        moved, apart = tensor - first[name], weights(shared)[name] - tensor
+    for name in names:
+        moved, apart = one[name] - first[name], two[name] - one[name]
         assert moved.norm() > 0
-        assert apart.norm() <= 0.005 * moved.norm(), name
-        if recipe[0] == "book":  # AdamW magnifies single entries
+        assert apart.norm() <= bound * moved.norm(), name
+        if recipe[0] == "book":  # both others magnify single entries
             assert apart.abs().max() <= 0.02 * moved.abs().max() + 1e-7, name
-    for one, two in zip(log_of(alone), log_of(shared), strict=True):
+    for mine, shares in zip(log_of(alone), log_of(shared), strict=True):
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
-            assert two[key] == pytest.approx(one[key], rel=1e-4)
+            assert shares[key] == pytest.approx(mine[key], rel=5e-4)
 
 
 def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ from matplotlib.image import imread
 from torch import multiprocessing
 from torch.nn.functional import conv2d
 
+from nin.checkpoint import load_checkpoint
+from nin.classifier import preprocess
+from nin.data import load
 from nin.errors import InputError
 from nin.model import NiN
+from nin.paths import WEIGHTS
 from nin.training import batch_norm, winograd
 from nin.training.batches import Batches, mix, rectangles, split, window
 from nin.training.curves import draw_curves
@@ -162,6 +166,25 @@ def test_folding_leaves_the_network_of_the_book_and_its_answers() -> None:
         bare.load_state_dict(network.state_dict(), strict=False)
         assert (bare(image) - expected).abs().max() > 1  # it wasn't folded for nothing
     assert next(batch_norm.folded(network.to("meta")).parameters()).is_meta  # stays on its device
+
+
+def test_finished_weights_answer_as_before_once_normalised() -> None:
+    plain = load_checkpoint(WEIGHTS).network.eval()
+    network = NiN()
+    network.load_state_dict(plain.state_dict())
+    batch_norm.add_to(network)
+    pixels, _ = load("test")
+    images = preprocess(torch.tensor(pixels[:8]))
+    batch_norm.fit(network, images)
+    for conv in network.modules():
+        if hasattr(conv, "norm"):
+            assert (conv.weight.flatten(1).norm(dim=1) - 1).abs().max() < 1e-5
+    with torch.no_grad():
+        expected = plain(images)
+        # but for the variance, which is unbiased in the statistics and not in the batch
+        torch.testing.assert_close(network.eval()(images), expected, rtol=0.01, atol=0.01)
+        network[6].p = 0.0
+        torch.testing.assert_close(network.train()(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_statistics_are_fair_after_few_batches() -> None:

@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
         "--init",
         type=Path,
         metavar="WEIGHTS",
-        help="start from these finished weights, without batch normalisation; mind the --lr",
+        help="start from these finished weights; mind the --lr",
     )
     options.add_argument(
         "--output", type=Path, help="folder for weights, checkpoint, log and curves; runs/RECIPE"
@@ -158,8 +158,6 @@ def choose_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe with what the options change of it."""
     names = {field.name for field in dataclasses.fields(Recipe)} & vars(args).keys()
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.init:
-        changes["batch_norm"] = False  # finished weights have theirs folded in
     return dataclasses.replace(RECIPES[args.recipe], **changes)
 
 

@@ -5,6 +5,7 @@ book, not a parameter more: once training has ended, a normalisation multiplies 
 channel by constants, and the convolution before it can do that itself.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -71,12 +72,48 @@ class _Mean(torch.autograd.Function):
 
 def add_to(network: NiN) -> None:
     """Normalises what the convolutions give, save the last block's: its maps are the votes."""
-    *blocks, _ = (layer for layer in network if isinstance(layer, nn.Sequential))
-    for conv in (layer for block in blocks for layer in block if isinstance(layer, nn.Conv2d)):
+    for conv in _convolutions(network):
         conv.norm = BatchNorm(conv.out_channels)
         conv.register_forward_hook(_normalise)
         assert conv.bias is not None
         conv.bias.requires_grad_(False)  # the norm takes away what it adds
+
+
+@torch.no_grad()
+def fit(network: NiN, images: Tensor) -> None:
+    """Makes up for the normalisations: finished weights answer to these images as they did.
+
+    Each filter gets norm 1, about what training with weight decay keeps them at, so that steps turn
+    them as they would in a run from fresh weights.
+
+    Args:
+        network: normalised, its normalisations as new.
+        images: (N, 1, H, W) in [0, 1].
+    """
+    hooks = []
+    for conv in _convolutions(network):
+        norm = conv.norm
+        assert isinstance(norm, BatchNorm)
+        assert conv.bias is not None
+        size = conv.weight.flatten(1).norm(dim=1).clamp(min=1e-7)
+        conv.weight /= size[:, None, None, None]
+        conv.bias /= size
+        norm.weight.copy_(size)
+        hooks.append(norm.register_forward_pre_hook(_fit))
+    network.train()(images)
+    for hook in hooks:
+        hook.remove()
+
+
+def _fit(norm: BatchNorm, inputs: tuple[Tensor]) -> None:
+    var, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+    norm.bias.copy_(norm.weight * mean)
+    norm.weight.copy_(norm.weight * (var + norm.eps).sqrt())
+
+
+def _convolutions(network: NiN) -> Iterator[nn.Conv2d]:
+    *blocks, _ = (layer for layer in network if isinstance(layer, nn.Sequential))
+    return (layer for block in blocks for layer in block if isinstance(layer, nn.Conv2d))
 
 
 def _normalise(conv: nn.Conv2d, _: Any, output: Tensor) -> Tensor:

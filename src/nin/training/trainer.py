@@ -82,6 +82,8 @@ class Trainer:
         if settings.recipe.batch_norm:
             batch_norm.add_to(network)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.recipe.batch_norm and settings.start:
+            batch_norm.fit(self.network, _image(batches.pixels[: settings.recipe.batch_size]))
         if self.device.type == "cpu" and self.dtype == torch.float32 and not compiled:
             winograd.use_in(self.network)
         self.optimizers = make_optimizers(self.network, settings.recipe, self.dtype)
