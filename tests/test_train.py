@@ -124,10 +124,13 @@ def test_a_signal_leaves_a_checkpoint(script: Script, tmp_path: Path, number: in
 def test_stops_where_the_loss_is_no_number_and_keeps_the_last_good_checkpoint(
     script: Script, tmp_path: Path
 ) -> None:
-    command = ("train/train.py", "--recipe", "book", *SMALL, "--output", tmp_path, "--lr", 1e30)
+    command = ("train/train.py", "--recipe", "book", *SMALL, "--output", tmp_path, "--lr", 1e9)
     ended = script(*command)
     assert ended.code == 1
-    assert "isn't a finite number after step 2; nothing was saved; start again" in ended.err
+    assert (
+        "isn't a finite number after step 2; nothing was saved; start again with a lower"
+        in ended.err
+    )
     calm = ("train/train.py", "--recipe", "book", *SMALL, "--output", tmp_path)
     assert script(*calm, "--time-limit", 1e-9).code == 0
     path = tmp_path / "checkpoint.pt"
@@ -212,8 +215,10 @@ def test_two_processes_train_like_one_on_the_same_batches(
         for folder in (start, alone, shared)
     )
     names, bound = list(NiN().state_dict()), 0.005
-    if recipe[0] == "best":  # but for what AdamW trains before the last block, see above
-        names, bound = [name for name in names if re.match(r"[24].*weight|7", name)], 0.02
+    if recipe[0] == "best":  # Muon's, and the last block: of the rest AdamW magnifies rounding
+        pattern = r"0\.[24]\.weight|[24]\..*\.weight|7"
+        names, bound = [name for name in names if re.match(pattern, name)], 0.02
+        assert len(names) == 8 + 6
     # as far apart as float32 is from itself in another order, magnified by few steps
     for name in names:
         moved, apart = one[name] - first[name], two[name] - one[name]
@@ -232,6 +237,7 @@ def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:
     assert ended.code == 0
     (entry,) = log_of(tmp_path)
     assert entry["train_accuracy"] > 0.8
+    assert json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)["batch_norm"]
     assert "validation_loss" not in entry  # nothing was held out
 
 
@@ -283,6 +289,7 @@ def test_trains_and_resumes_on_a_gpu(script: Script, tmp_path: Path) -> None:
         (("--seed", 2**32), "4294967296 is not below 4294967296"),
         (("--lr", "-1"), "-1 is not a number above 0"),
         (("--lr", "nan"), "nan is not a number above 0"),
+        (("--lr", "1e39"), "1e39 is not a number above 0 and up to 1e9"),
         (("--lr", "fast"), "invalid rate value: 'fast'"),
         (("--dropout", 1), "1 is not a number from 0 to below 1"),
         (("--epochs", 0), "0 is not a whole number from 1 on"),
@@ -337,13 +344,16 @@ def test_force_starts_again(script: Script, straight: Path, tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "network", "key"])
+@pytest.mark.parametrize("damage", ["cut", "text", "bit", "network", "key"])
 def test_refuses_a_damaged_checkpoint(
     script: Script, straight: Path, tmp_path: Path, damage: str
 ) -> None:
     data = (straight / "checkpoint.pt").read_bytes()
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes({"cut": data[: len(data) // 2], "text": b"hello"}.get(damage, data))
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    damaged = {"cut": data[:middle], "text": b"hello", "bit": flipped}
+    path.write_bytes(damaged.get(damage, data))
     if damage in ("network", "key"):
         checkpoint = torch.load(path, weights_only=True)
         if damage == "network":

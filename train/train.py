@@ -66,7 +66,10 @@ def parse_args() -> argparse.Namespace:
         "--data-dir", type=Path, help="folder with the IDX files, if not one of the usual places"
     )
     options.add_argument(
-        "--limit", type=positive, metavar="N", help="at most N images to train on, N to judge on"
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="at most N images each to train, judge and test on",
     )
     options.add_argument(
         "--all", action="store_true", help=f"train on the {HELD_OUT:,} held-out images too"
@@ -100,8 +103,8 @@ def seed(text: str) -> int:
 
 def rate(text: str) -> float:
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    if not 0 < value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and up to 1e9")
     return value
 
 
@@ -150,8 +153,8 @@ def main() -> None:
                 finish(trainer, test, process)
             else:
                 say_stopped(trainer, process)
-        if received:
-            raise SystemExit(128 + received[0])
+                if received:
+                    raise SystemExit(128 + received[0])
 
 
 def choose_recipe(args: argparse.Namespace) -> Recipe:

@@ -81,10 +81,10 @@ def add_to(network: NiN) -> None:
 
 @torch.no_grad()
 def fit(network: NiN, images: Tensor) -> None:
-    """Makes up for the normalisations: finished weights answer to these images as they did.
+    """Makes up for the normalisations: finished weights, training, answer to the images as before.
 
-    Each filter gets norm 1, about what training with weight decay keeps them at, so that steps turn
-    them as they would in a run from fresh weights.
+    Each filter gets norm 1, about what Muon's weight decay keeps them at, so that its steps turn
+    them about as far as in a run from fresh weights.
 
     Args:
         network: normalised, its normalisations as new.

@@ -96,7 +96,7 @@ def find_device(name: str) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise InputError(
             f"no device {name} here ({reason}); choose `cpu`, or `cuda` with NVIDIA's driver"
         ) from error

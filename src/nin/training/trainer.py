@@ -4,6 +4,7 @@ import io
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -234,6 +235,9 @@ class Trainer:
         if not path.is_file():
             raise InputError(f"no {path} to resume from; start without --resume")
         try:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load doesn't look at checksums
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             found = dict(checkpoint["settings"])
             state = State(**checkpoint["state"])
@@ -248,8 +252,9 @@ class Trainer:
             if found.get(name) != value
         ]
         if differences:
+            shown = "; ".join(differences[:3]) + ("; ..." if differences[3:] else "")
             raise InputError(
-                f"{path} is of another run: {'; '.join(differences)}; give the options it was "
+                f"{path} is of another run: {shown}; give the options it was "
                 "started with, another --output, or --force to start again"
             )
         try:
@@ -265,10 +270,12 @@ class Trainer:
     def _check_finite(self, finite: bool) -> None:
         if not finite:
             good = self.folder / CHECKPOINT
-            kept = f"the last good checkpoint is {good}" if good.is_file() else "nothing was saved"
+            kept, force = "nothing was saved", ""
+            if good.is_file():
+                kept, force = f"the last good checkpoint is {good}", "--force and "
             raise CheckError(
                 f"the loss or a weight isn't a finite number after step {self.state.step}; {kept}; "
-                "start again with --force and a lower --lr or another --seed"
+                f"start again with {force}a lower --lr or another --seed"
             )
 
     def _examples(self, steps: int) -> int:
