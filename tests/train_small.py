@@ -6,6 +6,7 @@ It is a program, so that torchrun and signals meet the real thing.
 import os
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import nin.data
 import nin.training.trainer
 import nin.training.winograd
 from nin.paths import ROOT
+from nin.training.recipes import BEST, RECIPES, Recipe
 
 _load = nin.data.load
 
@@ -21,8 +23,14 @@ def load_test_images(_: str, data_dir: Path | None = None) -> Any:
     return _load("test", data_dir)
 
 
+def without_batch_norm() -> Recipe:
+    return replace(BEST, batch_norm=False)
+
+
 if __name__ == "__main__":
     nin.data.load = load_test_images
+    if "WITHOUT_BATCH_NORM" in os.environ:
+        RECIPES["best"] = without_batch_norm()
     if "RANK" in os.environ:
         nin.training.winograd.use_in = lambda network: None  # it rounds more than the test allows
     if os.environ.get("RANK") == "1":
