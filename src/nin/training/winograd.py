@@ -1,77 +1,83 @@
-"""The 5x5 convolution, more than half of a training step, with a sixth of its multiplications.
+"""The 3x3 and 5x5 convolutions, most of a training step, with a fraction of the multiplications.
 
 Winograd's minimal filtering F(4x4, 5x5), Y = A^T [(G g G^T) * (B^T d B)] A (Lavin and Gray, Fast
 Algorithms for Convolutional Neural Networks, 2015): four outputs of a filter of five taps are a
 product of polynomials backwards, and that is one multiplication at each of eight points. In two
-dimensions 64 stand for 400. Exact but for rounding: a few millionths in float32.
+dimensions 64 stand for 400, and for 3x3 filters 36 for 144. Exact but for rounding: a few
+millionths in float32.
 
-oneDNN has this only for 3x3 filters, and not on processors without AVX-512.
+Torch's convolutions on CPUs, oneDNN's direct ones, don't do this.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_OUTPUTS, _TAPS = 4, 5
-_TILE = _OUTPUTS + _TAPS - 1  # inputs that four outputs need: tiles overlap by half
-_POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # and infinity
-_PADDING = _TAPS // 2
-_CHUNK = 8  # images at a time: what lies between the products stays in the cache
+_OUTPUTS = 4
+_TAPS = (3, 5)
+_POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # as many as the filter needs, and infinity
+_TILES = 400  # at a time: what lies between the products stays in the cache
 
 
-def _matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """A^T (16, 64), G (64, 25) and B^T (64, 64), each for rows and columns at once."""
+@lru_cache
+def _matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A^T, G and B^T for rows and columns at once; for 5 taps (16, 64), (64, 25), (64, 64)."""
+    tile = _OUTPUTS + taps - 1  # inputs that four outputs need, and points
 
     def evaluate(coefficients: int) -> Tensor:
-        """(8, coefficients): a polynomial's values at the points; at infinity its leading one."""
-        powers = [[float(point) ** j for j in range(coefficients)] for point in _POINTS]
+        """(tile, coefficients): the powers at each point; at infinity only the leading one."""
+        powers = [[float(point) ** j for j in range(coefficients)] for point in _POINTS[: tile - 1]]
         return torch.tensor([*powers, [0.0] * (coefficients - 1) + [1.0]], dtype=torch.float64)
 
-    a, g, b = evaluate(_OUTPUTS).T, evaluate(_TAPS), evaluate(_TILE).inverse().T
+    a, g, b = evaluate(_OUTPUTS).T, evaluate(taps), evaluate(tile).inverse().T
     size = b.abs().amax(1, keepdim=True)  # numbers of one size round best
     a, g, b = (torch.kron(m, m).float() for m in (a, g * size, b / size))
     return a, g, b
 
 
-_A, _G, _B = _matrices()
-
-
 def convolve(image: Tensor, weight: Tensor) -> Tensor:
-    """As F.conv2d(image, weight, padding=2).
+    """As F.conv2d(image, weight, padding="same").
 
     Args:
         image: (N, C, H, W) float32 on the CPU, fastest in channels-last order.
-        weight: (K, C, 5, 5).
+        weight: (K, C, 3, 3) or (K, C, 5, 5).
 
     Returns:
         (N, K, H, W) in channels-last order.
     """
-    taps = weight.permute(2, 3, 1, 0)  # (5, 5, C, K)
-    filters = (_G @ taps.flatten(0, 1).flatten(1)).view(_TILE**2, *taps.shape[2:])
-    parts = torch.split(image.permute(0, 2, 3, 1), _CHUNK)
-    return torch.cat([_convolve(part, filters) for part in parts]).permute(0, 3, 1, 2)
+    taps = weight.shape[2]
+    _, g, _ = _matrices(taps)
+    columns = weight.permute(2, 3, 1, 0)  # (taps, taps, C, K)
+    filters = (g @ columns.flatten(0, 1).flatten(1)).view(len(g), *columns.shape[2:])
+    height, width = image.shape[2:]
+    down, across = -(-height // _OUTPUTS), -(-width // _OUTPUTS)
+    chunk = max(1, _TILES // (down * across))
+    parts = torch.split(image.permute(0, 2, 3, 1), chunk)
+    return torch.cat([_convolve(part, filters, taps) for part in parts]).permute(0, 3, 1, 2)
 
 
-def _convolve(image: Tensor, filters: Tensor) -> Tensor:
+def _convolve(image: Tensor, filters: Tensor, taps: int) -> Tensor:
     """(n, H, W, C) and the filters' values at the points (64, C, K) -> (n, H, W, K)."""
+    a, _, b = _matrices(taps)
     height, width, channels = image.shape[1:]
-    after = (_PADDING + -height % _OUTPUTS, _PADDING + -width % _OUTPUTS)
-    padded = F.pad(image, (0, 0, _PADDING, after[1], _PADDING, after[0]))
-    tiles = padded.unfold(1, _TILE, _OUTPUTS).unfold(2, _TILE, _OUTPUTS)  # (n, h, w, C, 8, 8)
+    tile, padding = _OUTPUTS + taps - 1, taps // 2
+    after = (padding + -height % _OUTPUTS, padding + -width % _OUTPUTS)
+    padded = F.pad(image, (0, 0, padding, after[1], padding, after[0]))
+    tiles = padded.unfold(1, tile, _OUTPUTS).unfold(2, tile, _OUTPUTS)  # (n, h, w, C, tile, tile)
     count, down, across = tiles.shape[:3]
-    points = _B @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(_TILE**2, -1)
-    products = points.view(_TILE**2, -1, channels) @ filters
-    outputs = (_A @ products.flatten(1)).view(_OUTPUTS, _OUTPUTS, count, down, across, -1)
+    points = b @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(tile**2, -1)
+    products = points.view(tile**2, -1, channels) @ filters
+    outputs = (a @ products.flatten(1)).view(_OUTPUTS, _OUTPUTS, count, down, across, -1)
     whole = outputs.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)  # (n, 4 h, 4 w, K)
     return whole[:, :height, :width]
 
 
 def use_in(network: nn.Module) -> None:
-    """Lets the network's 5x5 convolutions train so; when it evaluates they stay as they were."""
+    """Lets the network's convolutions train so; when it evaluates they stay as they were."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (_TAPS, _TAPS):
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] in _TAPS:
             module.forward = partial(_forward, module)  # type: ignore[method-assign]
 
 
