@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, interpolate
 
 import nin.data
-from nin.checkpoint import load_checkpoint
+from nin.checkpoint import load_checkpoint, save_checkpoint
 from nin.model import NiN
 from nin.paths import ROOT, WEIGHTS
 from nin.training import winograd
@@ -34,6 +34,14 @@ TORCHRUN += PROGRAM[1:]
 @pytest.fixture(autouse=True)
 def training_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nin.data, "load", load_test_images)
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> Path:
+    """The shipped weights, as if they had never seen the held-out images."""
+    path = tmp_path / "fitted.safetensors"
+    save_checkpoint(path, load_checkpoint(WEIGHTS).network, recipe="", metrics={})
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +198,7 @@ def test_two_processes_normalise_over_their_common_batch(script: Script, tmp_pat
 
 @pytest.mark.parametrize("recipe", ["best", "best without batch norm", "book"])
 def test_two_processes_train_like_one_on_the_same_batches(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+    script: Script, tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     if recipe == "best without batch norm":
         monkeypatch.setenv("WITHOUT_BATCH_NORM", "1")
@@ -200,7 +208,7 @@ def test_two_processes_train_like_one_on_the_same_batches(
     # what some ReLUs pass, and AdamW takes whole steps after gradients that are but rounding.
     options = ["--recipe", recipe.split()[0], *map(str, SMALL), "--dropout", "0"]
     # a low rate: the second step's gradients are of almost the same weights
-    options += ["--lr", "0.001", "--init", str(WEIGHTS), "--output"]
+    options += ["--lr", "0.001", "--init", str(fitted), "--output"]
     alone, shared, start = (tmp_path / name for name in ("alone", "shared", "start"))
     assert script("train/train.py", *options, alone).code == 0
     command = [*TORCHRUN, *options, str(shared)]
@@ -245,9 +253,9 @@ def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:
     assert "validation_loss" not in entry  # nothing was held out
 
 
-def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path) -> None:
+def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path, fitted: Path) -> None:
     small = ("--limit", 8, "--batch-size", 8, "--epochs", 1, "--precision", "float32")
-    options = ("--recipe", "book", *small, "--dropout", 0, "--init", WEIGHTS)
+    options = ("--recipe", "book", *small, "--dropout", 0, "--init", fitted)
     assert script("train/train.py", *options, "--output", tmp_path).code == 0
     recipe = json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)
     expected = {"optimizer": "sgd", "lr": 0.1, "initialisation": "xavier", "shift": 0, "flip": 0}
@@ -288,6 +296,7 @@ def test_trains_and_resumes_on_a_gpu(script: Script, tmp_path: Path) -> None:
         (("--device", "meta"), "can't train on meta: expected `cpu` or `cuda`"),
         (("--batch-size", 29), "a batch of 29 is larger than the 28 images to train on"),
         (("--init", "no.safetensors"), "no weights file at no.safetensors"),
+        (("--init", WEIGHTS), "nin.safetensors was trained on the held-out images too"),
         (("--resume",), "to resume from; start without --resume"),
         (("--resume", "--force"), "--resume goes on with a run, --force replaces it"),
         (("--seed", 2**32), "4294967296 is not below 4294967296"),

@@ -232,8 +232,21 @@ def first_weights(args: argparse.Namespace, recipe: Recipe) -> tuple[NiN, str]:
     if args.init is None:
         return network, ""
     checkpoint = load_deployable(args.init)
+    if not args.all and knows_held_out(checkpoint.recipe):
+        raise InputError(
+            f"{short(args.init)} was trained on the held-out images too, so they can't judge what "
+            "comes of it; add --all"
+        )
     network.load_state_dict(checkpoint.network.state_dict())
     return network, checkpoint.sha256
+
+
+def knows_held_out(recipe: str) -> bool:
+    """Whether the weights are of a run with --all; a recipe in other words doesn't say."""
+    try:
+        return bool(json.loads(recipe)["held_out"] == 0)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager

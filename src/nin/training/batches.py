@@ -9,7 +9,7 @@ from nin.training.devices import Process
 from nin.training.recipes import Recipe
 
 HELD_OUT = 5_000  # training images that no step sees: every decision is made on them
-_SPLIT_SEED = 1  # fixed, and the shipped weights': runs from those are judged honestly too
+_SPLIT_SEED = 1  # fixed: a run from another's weights is judged honestly too
 
 SIDE = 28
 

@@ -18,11 +18,13 @@ def draw_curves(log: list[dict[str, Any]], title: str, path: Path) -> None:
     """Writes a PNG of the log's epochs; what wasn't measured has no line."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    epochs = [entry["epoch"] for entry in log]
     for key, (label, style) in _LINES.items():
-        if key in log[0]:
-            values = [entry[key] for entry in log]
-            axes.plot(epochs, values, style, marker=".", label=f"{label}, last {values[-1]:.3f}")
+        points = [(entry["epoch"], entry[key]) for entry in log if key in entry]
+        if points:
+            last = points[-1][1]
+            axes.plot(
+                *zip(*points, strict=True), style, marker=".", label=f"{label}, last {last:.3f}"
+            )
     axes.set(xlabel="epoch", title=title, ylim=(0, max(1.05, *(e["train_loss"] for e in log))))
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
