@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _OUTPUTS = 4
-_TAPS = (3, 5)
+_KERNELS = ((3, 3), (5, 5))
 _POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # as many as the filter needs, and infinity
 _TILES = 400  # at a time: what lies between the products stays in the cache
 
@@ -59,7 +59,7 @@ def convolve(image: Tensor, weight: Tensor) -> Tensor:
 
 
 def _convolve(image: Tensor, filters: Tensor, taps: int) -> Tensor:
-    """(n, H, W, C) and the filters' values at the points (64, C, K) -> (n, H, W, K)."""
+    """(n, H, W, C) and the filters' values at the points (tile^2, C, K) -> (n, H, W, K)."""
     a, _, b = _matrices(taps)
     height, width, channels = image.shape[1:]
     tile, padding = _OUTPUTS + taps - 1, taps // 2
@@ -75,9 +75,9 @@ def _convolve(image: Tensor, filters: Tensor, taps: int) -> Tensor:
 
 
 def use_in(network: nn.Module) -> None:
-    """Lets the network's convolutions train so; when it evaluates they stay as they were."""
+    """Lets convolutions of these kernels train so; when it evaluates they stay as they were."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size[0] in _TAPS:
+        if isinstance(module, nn.Conv2d) and module.kernel_size in _KERNELS:
             module.forward = partial(_forward, module)  # type: ignore[method-assign]
 
 
