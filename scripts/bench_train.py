@@ -358,7 +358,7 @@ def describe(
             f"{spread([whole_run(found) for found in rounds], 2)} times the book's examples/s.",
             f"The peak, GFLOP/s in a product of {args.matmul}x{args.matmul} matrices: {told}. "
             "Of it the steps use, by the wall clock and by what convolutions cost as they are "
-            "defined (Winograd's way saves some of it):",
+            "defined (the folded stem and Winograd's way save some of it):",
             share_table(loops, rounds, peaks),
         )
     )

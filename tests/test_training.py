@@ -19,7 +19,7 @@ from nin.data import load
 from nin.errors import InputError
 from nin.model import NiN
 from nin.paths import WEIGHTS
-from nin.training import batch_norm, winograd
+from nin.training import batch_norm, stem, winograd
 from nin.training.batches import Batches, mix, rectangles, split, window
 from nin.training.curves import draw_curves
 from nin.training.devices import Process, find_device, find_precision, kept_memory
@@ -267,6 +267,32 @@ def test_winograd_convolves_like_torch(size: tuple[int, int], taps: int) -> None
     )
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 1e-4 * other.norm()
+
+
+@pytest.mark.parametrize("side", [20, 28])
+def test_the_stem_convolves_pixels_like_torch_their_images(side: int) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (5, side, side), dtype=torch.uint8)
+    weight, bias = torch.randn(6, 1, 11, 11, requires_grad=True), torch.randn(6, requires_grad=True)
+    outputs = (
+        stem.convolve(pixels, weight, bias),
+        conv2d(preprocess(pixels), weight, bias, stride=4),
+    )
+    gradient = torch.randn_like(outputs[0])
+    found, expected = ([y, *torch.autograd.grad(y, (weight, bias), gradient)] for y in outputs)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+
+
+def test_only_training_takes_pixels() -> None:
+    torch.manual_seed(0)
+    network, usual = (NiN(dropout=0.0).initialise("kaiming") for _ in range(2))
+    usual.load_state_dict(network.state_dict())
+    stem.use_in(network)
+    pixels = torch.randint(256, (2, 20, 20), dtype=torch.uint8)
+    image = preprocess(pixels)
+    assert torch.equal(network.eval()(image), usual.eval()(image))
+    torch.testing.assert_close(network.train()(pixels), usual.train()(image), rtol=1e-4, atol=1e-5)
 
 
 def test_only_training_uses_winograd() -> None:

@@ -31,15 +31,7 @@ def fold_stem(conv: nn.Conv2d) -> nn.Conv2d:
         A convolution on the pixels, weight (4 C, 1, 4, 4). Its input is padded by 1 with
         replication, which is how bilinear resize treats the edges.
     """
-    # upsample[i, u]: the share of pixel i in upsampled pixel u, far from the edges
-    upsample = F.interpolate(
-        torch.eye(8, dtype=torch.float64)[None], scale_factor=SCALE, mode="linear"
-    )[0]
-    k, rows = 2, conv.kernel_size[0]
-    first = [4 * (2 * k + phase) for phase in (0, 1)]
-    # taps[phase, pixel, row]: pixels k-1..k+2, rows of the 11x11 kernel
-    taps = torch.stack([upsample[k - 1 : k + 3, u : u + rows] for u in first])
-
+    taps = stem_taps(conv.kernel_size[0])
     weight = conv.weight.detach().double()[:, 0]  # (C, 11, 11)
     weight = torch.einsum("pit,qju,ctu->cpqij", taps, taps, weight) / 255  # (C, 2, 2, 4, 4)
     folded = nn.Conv2d(1, 4 * conv.out_channels, kernel_size=4)
@@ -47,6 +39,20 @@ def fold_stem(conv: nn.Conv2d) -> nn.Conv2d:
     assert conv.bias is not None  # NiN's convolutions have one
     folded.bias = nn.Parameter(conv.bias.detach().repeat_interleave(4))
     return folded
+
+
+def stem_taps(size: int) -> Tensor:
+    """The share (2, 4, size), float64, of pixels k-1 to k+2 in the rows of a filter of that size.
+
+    Of the upsampled rows, that is, which the filter covers at output rows 2k and 2k+1.
+    """
+    # upsample[i, u]: the share of pixel i in upsampled pixel u, far from the edges
+    upsample = F.interpolate(
+        torch.eye(8, dtype=torch.float64)[None], scale_factor=SCALE, mode="linear"
+    )[0]
+    k = 2
+    first = [4 * (2 * k + phase) for phase in (0, 1)]
+    return torch.stack([upsample[k - 1 : k + 3, u : u + size] for u in first])
 
 
 class Classifier(nn.Module):

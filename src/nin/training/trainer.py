@@ -20,7 +20,7 @@ from nin.artifact import write_atomically
 from nin.classifier import preprocess
 from nin.errors import CheckError, InputError
 from nin.model import NiN
-from nin.training import batch_norm, winograd
+from nin.training import batch_norm, stem, winograd
 from nin.training.batches import DROPOUT, SIDE, Batches, mix
 from nin.training.devices import Process
 from nin.training.optimizers import make_optimizers
@@ -85,7 +85,9 @@ class Trainer:
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.recipe.batch_norm and settings.start:
             batch_norm.fit(self.network, _image(batches.pixels[: settings.recipe.batch_size]))
-        if self.device.type == "cpu" and self.dtype == torch.float32 and not compiled:
+        self.on_pixels = self.device.type == "cpu" and self.dtype == torch.float32 and not compiled
+        if self.on_pixels:
+            stem.use_in(self.network)
             winograd.use_in(self.network)
         self.optimizers = make_optimizers(self.network, settings.recipe, self.dtype)
         self.state = State()
@@ -112,8 +114,9 @@ class Trainer:
         pixels, labels = self.batches(number, crop=self._crop(number))
         torch.manual_seed(mix(self.settings.seed, DROPOUT, number, self.process.rank))
         self.network.train()
+        images = pixels if self.on_pixels else _image(pixels)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.forward(_image(pixels)).float()
+            logits = self.forward(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         factor = lr_factor(recipe, (number + 1) / (self.steps + 1))  # never 0

@@ -10,6 +10,7 @@ Torch's convolutions on CPUs, oneDNN's direct ones, don't do this.
 """
 
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,7 @@ def convolve(image: Tensor, weight: Tensor) -> Tensor:
     columns = weight.permute(2, 3, 1, 0)  # (taps, taps, C, K)
     filters = (g @ columns.flatten(0, 1).flatten(1)).view(len(g), *columns.shape[2:])
     height, width = image.shape[2:]
-    down, across = -(-height // _OUTPUTS), -(-width // _OUTPUTS)
-    chunk = max(1, _TILES // (down * across))
+    chunk = max(1, _TILES // (_tiles(height) * _tiles(width)))
     parts = torch.split(image.permute(0, 2, 3, 1), chunk)
     return torch.cat([_convolve(part, filters, taps) for part in parts]).permute(0, 3, 1, 2)
 
@@ -62,16 +62,51 @@ def _convolve(image: Tensor, filters: Tensor, taps: int) -> Tensor:
     """(n, H, W, C) and the filters' values at the points (tile^2, C, K) -> (n, H, W, K)."""
     a, _, b = _matrices(taps)
     height, width, channels = image.shape[1:]
-    tile, padding = _OUTPUTS + taps - 1, taps // 2
-    after = (padding + -height % _OUTPUTS, padding + -width % _OUTPUTS)
-    padded = F.pad(image, (0, 0, padding, after[1], padding, after[0]))
-    tiles = padded.unfold(1, tile, _OUTPUTS).unfold(2, tile, _OUTPUTS)  # (n, h, w, C, tile, tile)
-    count, down, across = tiles.shape[:3]
-    points = b @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(tile**2, -1)
-    products = points.view(tile**2, -1, channels) @ filters
-    outputs = (a @ products.flatten(1)).view(_OUTPUTS, _OUTPUTS, count, down, across, -1)
+    down, across = _tiles(height), _tiles(width)
+    tiles: Tensor = _Tiles.apply(image, taps)
+    points = b @ tiles
+    products = points.view(len(b), -1, channels) @ filters
+    outputs = (a @ products.flatten(1)).view(_OUTPUTS, _OUTPUTS, len(image), down, across, -1)
     whole = outputs.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)  # (n, 4 h, 4 w, K)
     return whole[:, :height, :width]
+
+
+class _Tiles(torch.autograd.Function):
+    """(n, H, W, C) -> (tile^2, n h w C): what each four by four outputs need, zeros at the edges.
+
+    Back through overlapping windows autograd would take number by number, a tenth of a step.
+    """
+
+    @staticmethod
+    def forward(context: Any, image: Tensor, taps: int) -> Tensor:
+        context.shape, context.taps = image.shape, taps
+        tile, padding = _OUTPUTS + taps - 1, taps // 2
+        down, right = (padding + -side % _OUTPUTS for side in image.shape[1:3])
+        padded = F.pad(image, (0, 0, padding, right, padding, down))
+        tiles = padded.unfold(1, tile, _OUTPUTS).unfold(2, tile, _OUTPUTS)  # (n, h, w, C, ...)
+        return tiles.permute(4, 5, 0, 1, 2, 3).reshape(tile**2, -1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        count, height, width, channels = context.shape
+        tile, padding = _OUTPUTS + context.taps - 1, context.taps // 2
+        down, across = _tiles(height), _tiles(width)
+        tiles = gradient.reshape(tile, tile, count, down, across, channels)
+        tiles = tiles.permute(2, 3, 0, 4, 1, 5)
+        # A tile fills its block of four by four and reaches into the next ones.
+        padded = gradient.new_zeros(count, down + 1, _OUTPUTS, across + 1, _OUTPUTS, channels)
+        parts = (slice(0, _OUTPUTS), slice(_OUTPUTS, tile))
+        for i, rows in enumerate(parts):
+            for j, columns in enumerate(parts):
+                part = tiles[:, :, rows, :, columns]
+                blocks = padded[:, i : i + down, :, j : j + across]
+                blocks[:, :, : part.shape[2], :, : part.shape[4]] += part
+        image = padded.flatten(3, 4).flatten(1, 2)
+        return image[:, padding : padding + height, padding : padding + width], None
+
+
+def _tiles(side: int) -> int:
+    return -(-side // _OUTPUTS)
 
 
 def use_in(network: nn.Module) -> None:
@@ -85,4 +120,4 @@ def _forward(module: nn.Conv2d, image: Tensor) -> Tensor:
     if not module.training:
         return nn.Conv2d.forward(module, image)
     assert module.bias is not None
-    return convolve(image, module.weight) + module.bias.view(-1, 1, 1)
+    return convolve(image, module.weight).add_(module.bias.view(-1, 1, 1))
