@@ -27,7 +27,7 @@ def convolve(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     taps = stem_taps(weight.shape[2]).to(weight.dtype)
     # A row of the product is two neighbours in a row of the output, so that it comes out in order.
-    # Even and odd rows of the output have filters of their own: 16 inputs, and zeros for the others.
+    # Even and odd rows of the output have filters of their own: 16 inputs, 16 zeros for the others.
     kernels = weight.permute(0, 2, 3, 1).squeeze(3) / 255  # so back in the weight's memory order
     filters = torch.einsum("pit,qju,ctu->pijqc", taps, taps, kernels).flatten(3, 4)
     padded = F.pad(pixels, (1, 1, 1, 1), mode="replicate")
