@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from nin.training.curves import draw_curves
 from nin.training.devices import Process, find_device, find_precision, kept_memory
 from nin.training.optimizers import Muon, make_optimizers, orthogonalise
 from nin.training.recipes import BEST, BOOK, Recipe, lr_factor
+from nin.training.trainer import Settings, Trainer
 
 
 def numbered(count: int) -> torch.Tensor:
@@ -260,10 +262,14 @@ def test_winograd_convolves_like_torch(size: tuple[int, int], taps: int) -> None
     torch.manual_seed(0)
     image = torch.randn(9, 6, *size, requires_grad=True)
     weight = torch.randn(5, 6, taps, taps, requires_grad=True)
+    bias = torch.randn(5, requires_grad=True)
     gradient = torch.randn(9, 5, *size)
     found, expected = (
-        [output, *torch.autograd.grad(output, (image, weight), gradient)]
-        for output in (winograd.convolve(image, weight), conv2d(image, weight, padding=taps // 2))
+        [output, *torch.autograd.grad(output, (image, weight, bias), gradient)]
+        for output in (
+            winograd.convolve(image, weight, bias),
+            conv2d(image, weight, bias, padding=taps // 2),
+        )
     )
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 1e-4 * other.norm()
@@ -273,26 +279,58 @@ def test_winograd_convolves_like_torch(size: tuple[int, int], taps: int) -> None
 def test_the_stem_convolves_pixels_like_torch_their_images(side: int) -> None:
     torch.manual_seed(0)
     pixels = torch.randint(256, (5, side, side), dtype=torch.uint8)
-    weight, bias = torch.randn(6, 1, 11, 11, requires_grad=True), torch.randn(6, requires_grad=True)
+    network = NiN().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weight, bias = network[0][0].weight, torch.randn(96, requires_grad=True)
     outputs = (
         stem.convolve(pixels, weight, bias),
         conv2d(preprocess(pixels), weight, bias, stride=4),
     )
-    gradient = torch.randn_like(outputs[0])
+    gradient = torch.randn(outputs[1].shape)
     found, expected = ([y, *torch.autograd.grad(y, (weight, bias), gradient)] for y in outputs)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 1e-5 * other.norm()
+    stem.convolve(pixels, weight, bias).sum().backward()
+    assert weight.grad.stride() == weight.stride()  # or DistributedDataParallel copies and warns
 
 
-def test_only_training_takes_pixels() -> None:
+def test_with_the_stem_a_network_takes_pixels_too() -> None:
     torch.manual_seed(0)
     network, usual = (NiN(dropout=0.0).initialise("kaiming") for _ in range(2))
     usual.load_state_dict(network.state_dict())
     stem.use_in(network)
     pixels = torch.randint(256, (2, 20, 20), dtype=torch.uint8)
     image = preprocess(pixels)
-    assert torch.equal(network.eval()(image), usual.eval()(image))
-    torch.testing.assert_close(network.train()(pixels), usual.train()(image), rtol=1e-4, atol=1e-5)
+    assert torch.equal(network(image), usual(image))
+    torch.testing.assert_close(network(pixels), usual(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_trains_by_stem_and_winograd_unless_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: bool
+) -> None:
+    called = []
+    for module in (stem, winograd):
+
+        def convolve(
+            *tensors: torch.Tensor, module: Any = module, real: Any = module.convolve
+        ) -> torch.Tensor:
+            called.append(module)
+            return real(*tensors)
+
+        monkeypatch.setattr(module, "convolve", convolve)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    recipe = replace(BEST, batch_size=2)
+    pixels = torch.randint(256, (4, 28, 28), dtype=torch.uint8)
+    trainer = Trainer(
+        NiN(),
+        Batches(pixels, torch.arange(4), recipe, seed=0),
+        Settings(recipe, 0, 4, 0, "", "cpu", "float32"),
+        process=Process(),
+        folder=tmp_path,
+        compiled=compiled,
+    )
+    trainer.step()
+    assert called == ([] if compiled else [stem, winograd, winograd, winograd])
 
 
 def test_only_training_uses_winograd() -> None:

@@ -31,7 +31,7 @@ def fold_stem(conv: nn.Conv2d) -> nn.Conv2d:
         A convolution on the pixels, weight (4 C, 1, 4, 4). Its input is padded by 1 with
         replication, which is how bilinear resize treats the edges.
     """
-    taps = stem_taps(conv.kernel_size[0])
+    taps = stem_taps()
     weight = conv.weight.detach().double()[:, 0]  # (C, 11, 11)
     weight = torch.einsum("pit,qju,ctu->cpqij", taps, taps, weight) / 255  # (C, 2, 2, 4, 4)
     folded = nn.Conv2d(1, 4 * conv.out_channels, kernel_size=4)
@@ -41,10 +41,11 @@ def fold_stem(conv: nn.Conv2d) -> nn.Conv2d:
     return folded
 
 
-def stem_taps(size: int) -> Tensor:
-    """The share (2, 4, size), float64, of pixels k-1 to k+2 in the rows of a filter of that size.
+def stem_taps() -> Tensor:
+    """How much of pixel row k - 1 + i is in row t of the upsampled rows under the 11x11 filter.
 
-    Of the upsampled rows, that is, which the filter covers at output rows 2k and 2k+1.
+    Returns:
+        (2, 4, 11) float64, [phase, i, t]: for output row 2k + phase. Columns likewise.
     """
     # upsample[i, u]: the share of pixel i in upsampled pixel u, far from the edges
     upsample = F.interpolate(
@@ -52,7 +53,7 @@ def stem_taps(size: int) -> Tensor:
     )[0]
     k = 2
     first = [4 * (2 * k + phase) for phase in (0, 1)]
-    return torch.stack([upsample[k - 1 : k + 3, u : u + size] for u in first])
+    return torch.stack([upsample[k - 1 : k + 3, u : u + 11] for u in first])
 
 
 class Classifier(nn.Module):

@@ -79,7 +79,8 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="run through torch.compile; on a CPU in float32, without Winograd's convolution",
+        help="run through torch.compile; on a CPU in float32, without the folded "
+        "stem and Winograd's convolutions",
     )
 
 

@@ -1,7 +1,8 @@
 """The first convolution straight on the pixels while the network trains, as a product of matrices.
 
-Dividing by 255, resizing and convolving are linear, so one filter of 4x4 pixels does all three; see
-`fold_stem`, which does it for deployment. Exact but for rounding.
+Dividing by 255, resizing and convolving are linear, so filters of 4x4 pixels do all three, one for
+even and one for odd rows and columns of the output each; `fold_stem` does it for deployment. Exact
+but for rounding.
 """
 
 from functools import partial
@@ -25,10 +26,10 @@ def convolve(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (N, C, 2 S - 2, 2 S - 2) in channels-last order.
     """
-    taps = stem_taps(weight.shape[2]).to(weight.dtype)
+    taps = stem_taps().to(weight.dtype)
     # A row of the product is two neighbours in a row of the output, so that it comes out in order.
     # Even and odd rows of the output have filters of their own: 16 inputs, 16 zeros for the others.
-    kernels = weight.permute(0, 2, 3, 1).squeeze(3) / 255  # so back in the weight's memory order
+    kernels = weight.squeeze(1) / 255  # [:, 0] would give a gradient of other strides
     filters = torch.einsum("pit,qju,ctu->pijqc", taps, taps, kernels).flatten(3, 4)
     padded = F.pad(pixels, (1, 1, 1, 1), mode="replicate")
     windows = padded.unfold(1, 4, 1).unfold(2, 4, 1).flatten(3, 4)  # (N, S - 1, S - 1, 16)
@@ -41,13 +42,13 @@ def convolve(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def use_in(network: NiN) -> None:
-    """Lets the network train on pixels; when it evaluates it takes images as ever."""
+    """Lets the network take pixels (N, S, S) uint8, besides images as ever."""
     conv = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     conv.forward = partial(_forward, conv)  # type: ignore[method-assign]
 
 
 def _forward(conv: nn.Conv2d, image: Tensor) -> Tensor:
-    if not conv.training:
+    if image.dtype != torch.uint8:
         return nn.Conv2d.forward(conv, image)
     assert conv.bias is not None
     return convolve(image, conv.weight, conv.bias)

@@ -38,12 +38,13 @@ def _matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
     return a, g, b
 
 
-def convolve(image: Tensor, weight: Tensor) -> Tensor:
-    """As F.conv2d(image, weight, padding="same").
+def convolve(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As F.conv2d(image, weight, bias, padding="same").
 
     Args:
         image: (N, C, H, W) float32 on the CPU, fastest in channels-last order.
         weight: (K, C, 3, 3) or (K, C, 5, 5).
+        bias: (K,).
 
     Returns:
         (N, K, H, W) in channels-last order.
@@ -55,7 +56,8 @@ def convolve(image: Tensor, weight: Tensor) -> Tensor:
     height, width = image.shape[2:]
     chunk = max(1, _TILES // (_tiles(height) * _tiles(width)))
     parts = torch.split(image.permute(0, 2, 3, 1), chunk)
-    return torch.cat([_convolve(part, filters, taps) for part in parts]).permute(0, 3, 1, 2)
+    output = torch.cat([_convolve(part, filters, taps) for part in parts])
+    return output.add_(bias).permute(0, 3, 1, 2)  # in place before there is a view of it
 
 
 def _convolve(image: Tensor, filters: Tensor, taps: int) -> Tensor:
@@ -120,4 +122,4 @@ def _forward(module: nn.Conv2d, image: Tensor) -> Tensor:
     if not module.training:
         return nn.Conv2d.forward(module, image)
     assert module.bias is not None
-    return convolve(image, module.weight).add_(module.bias.view(-1, 1, 1))
+    return convolve(image, module.weight, module.bias)
