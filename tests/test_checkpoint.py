@@ -22,7 +22,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 def test_the_shipped_weights_carry_their_recipe_and_metrics(checkpoint: Checkpoint) -> None:
     recipe = json.loads(checkpoint.recipe)
     assert recipe["optimizer"] == "muon"
-    assert checkpoint.metrics["test_accuracy"] >= 0.944
+    assert checkpoint.metrics["test_accuracy"] >= 0.945
     assert not checkpoint.network.training
     about = json.loads(WEIGHTS.with_suffix(".json").read_text())
     assert about == {"recipe": recipe, "metrics": checkpoint.metrics}
