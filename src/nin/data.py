@@ -17,6 +17,11 @@ Split = Literal["train", "test"]
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
+_HOW_TO_GET = (
+    "install Debian's package dataset-fashion-mnist, or fetch it with "
+    "`python -c 'from nin.data import download; download()'`"
+)
+
 _IDX_IMAGES = b"\0\0\x08\x03"  # unsigned bytes, three dimensions
 _GZIP = b"\x1f\x8b"
 _BROKEN_GZIP = (OSError, EOFError, zlib.error)  # what gzip raises
@@ -97,7 +102,9 @@ def _folders(data_dir: Path | None) -> list[Path]:
         data_dir = Path(variable)
     if data_dir is not None:
         if not data_dir.is_dir():
-            raise InputError(f"no data folder at {data_dir}; it should hold the IDX files")
+            raise InputError(
+                f"no data folder at {data_dir}; it should hold the IDX files; {_HOW_TO_GET}"
+            )
         return [data_dir]
     return [DATA / "fashion-mnist", DEBIAN, DATA / "FashionMNIST" / "raw"]
 
@@ -107,11 +114,7 @@ def _read(name: str, data_dir: Path | None) -> bytes:
     found = (f / n for f in folders for n in (name, f"{name}.gz") if (f / n).is_file())
     path = next(found, None)
     if path is None:
-        raise InputError(
-            f"no {name}[.gz] in {', '.join(map(str, folders))}; install Debian's package "
-            "dataset-fashion-mnist, or fetch it with "
-            "`python -c 'from nin.data import download; download()'`"
-        )
+        raise InputError(f"no {name}[.gz] in {', '.join(map(str, folders))}; {_HOW_TO_GET}")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":

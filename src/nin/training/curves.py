@@ -25,7 +25,8 @@ def draw_curves(log: list[dict[str, Any]], title: str, path: Path) -> None:
             axes.plot(
                 *zip(*points, strict=True), style, marker=".", label=f"{label}, last {last:.3f}"
             )
-    axes.set(xlabel="epoch", title=title, ylim=(0, max(1.05, *(e["train_loss"] for e in log))))
+    top = 1.05 * max(1, *(entry["train_loss"] for entry in log))
+    axes.set(xlabel="epoch", title=title, ylim=(0, top))
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
