@@ -31,9 +31,7 @@ def fold_stem(conv: nn.Conv2d) -> nn.Conv2d:
         A convolution on the pixels, weight (4 C, 1, 4, 4). Its input is padded by 1 with
         replication, which is how bilinear resize treats the edges.
     """
-    taps = stem_taps()
-    weight = conv.weight.detach().double()[:, 0]  # (C, 11, 11)
-    weight = torch.einsum("pit,qju,ctu->cpqij", taps, taps, weight) / 255  # (C, 2, 2, 4, 4)
+    weight = fold_filters(conv.weight.detach().double())
     folded = nn.Conv2d(1, 4 * conv.out_channels, kernel_size=4)
     folded.weight = nn.Parameter(weight.reshape(-1, 1, 4, 4).to(conv.weight.dtype))
     assert conv.bias is not None  # NiN's convolutions have one
@@ -41,19 +39,22 @@ def fold_stem(conv: nn.Conv2d) -> nn.Conv2d:
     return folded
 
 
-def stem_taps() -> Tensor:
-    """How much of pixel row k - 1 + i is in row t of the upsampled rows under the 11x11 filter.
+def fold_filters(weight: Tensor) -> Tensor:
+    """The filters (C, 1, 11, 11) on the upsampled image as filters on the pixels, per phase.
 
     Returns:
-        (2, 4, 11) float64, [phase, i, t]: for output row 2k + phase. Columns likewise.
+        (C, 2, 2, 4, 4): [c, p, q] gives rows 2k + p and columns 2l + q of the output.
     """
     # upsample[i, u]: the share of pixel i in upsampled pixel u, far from the edges
     upsample = F.interpolate(
         torch.eye(8, dtype=torch.float64)[None], scale_factor=SCALE, mode="linear"
     )[0]
-    k = 2
+    k, rows = 2, weight.shape[2]
     first = [4 * (2 * k + phase) for phase in (0, 1)]
-    return torch.stack([upsample[k - 1 : k + 3, u : u + 11] for u in first])
+    # taps[phase, pixel, row]: pixels k-1..k+2, rows of the 11x11 kernel
+    taps = torch.stack([upsample[k - 1 : k + 3, u : u + rows] for u in first]).to(weight.dtype)
+    kernels = weight.permute(0, 2, 3, 1).squeeze(3)  # by way of channels-last: so is the gradient
+    return torch.einsum("pit,qju,ctu->cpqij", taps, taps, kernels) / 255
 
 
 class Classifier(nn.Module):

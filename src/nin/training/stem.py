@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nin.classifier import stem_taps
+from nin.classifier import fold_filters
 from nin.model import NiN
 
 
@@ -26,18 +26,16 @@ def convolve(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (N, C, 2 S - 2, 2 S - 2) in channels-last order.
     """
-    taps = stem_taps().to(weight.dtype)
     # A row of the product is two neighbours in a row of the output, so that it comes out in order.
     # Even and odd rows of the output have filters of their own: 16 inputs, 16 zeros for the others.
-    kernels = weight.squeeze(1) / 255  # [:, 0] would give a gradient of other strides
-    filters = torch.einsum("pit,qju,ctu->pijqc", taps, taps, kernels).flatten(3, 4)
+    filters = fold_filters(weight).permute(1, 3, 4, 2, 0).reshape(32, -1)
     padded = F.pad(pixels, (1, 1, 1, 1), mode="replicate")
     windows = padded.unfold(1, 4, 1).unfold(2, 4, 1).flatten(3, 4)  # (N, S - 1, S - 1, 16)
     count, side = windows.shape[:2]
     rows = weight.new_zeros(count, side, 2, side, 2, 16)
     for parity in (0, 1):
         rows[:, :, parity, :, parity] = windows
-    output = torch.addmm(bias.repeat(2), rows.view(-1, 32), filters.flatten(0, 2))
+    output = torch.addmm(bias.repeat(2), rows.view(-1, 32), filters)
     return output.view(count, 2 * side, 2 * side, -1).permute(0, 3, 1, 2)
 
 

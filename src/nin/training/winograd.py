@@ -54,7 +54,7 @@ def convolve(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     columns = weight.permute(2, 3, 1, 0)  # (taps, taps, C, K)
     filters = (g @ columns.flatten(0, 1).flatten(1)).view(len(g), *columns.shape[2:])
     height, width = image.shape[2:]
-    chunk = max(1, _TILES // (_tiles(height) * _tiles(width)))
+    chunk = max(1, _TILES // (_tiles_along(height) * _tiles_along(width)))
     parts = torch.split(image.permute(0, 2, 3, 1), chunk)
     output = torch.cat([_convolve(part, filters, taps) for part in parts])
     return output.add_(bias).permute(0, 3, 1, 2)  # in place before there is a view of it
@@ -64,7 +64,7 @@ def _convolve(image: Tensor, filters: Tensor, taps: int) -> Tensor:
     """(n, H, W, C) and the filters' values at the points (tile^2, C, K) -> (n, H, W, K)."""
     a, _, b = _matrices(taps)
     height, width, channels = image.shape[1:]
-    down, across = _tiles(height), _tiles(width)
+    down, across = _tiles_along(height), _tiles_along(width)
     tiles: Tensor = _Tiles.apply(image, taps)
     points = b @ tiles
     products = points.view(len(b), -1, channels) @ filters
@@ -83,8 +83,8 @@ class _Tiles(torch.autograd.Function):
     def forward(context: Any, image: Tensor, taps: int) -> Tensor:
         context.shape, context.taps = image.shape, taps
         tile, padding = _OUTPUTS + taps - 1, taps // 2
-        down, right = (padding + -side % _OUTPUTS for side in image.shape[1:3])
-        padded = F.pad(image, (0, 0, padding, right, padding, down))
+        below, right = (padding + -side % _OUTPUTS for side in image.shape[1:3])
+        padded = F.pad(image, (0, 0, padding, right, padding, below))
         tiles = padded.unfold(1, tile, _OUTPUTS).unfold(2, tile, _OUTPUTS)  # (n, h, w, C, ...)
         return tiles.permute(4, 5, 0, 1, 2, 3).reshape(tile**2, -1)
 
@@ -92,7 +92,7 @@ class _Tiles(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         count, height, width, channels = context.shape
         tile, padding = _OUTPUTS + context.taps - 1, context.taps // 2
-        down, across = _tiles(height), _tiles(width)
+        down, across = _tiles_along(height), _tiles_along(width)
         tiles = gradient.reshape(tile, tile, count, down, across, channels)
         tiles = tiles.permute(2, 3, 0, 4, 1, 5)
         # A tile fills its block of four by four and reaches into the next ones.
@@ -107,7 +107,7 @@ class _Tiles(torch.autograd.Function):
         return image[:, padding : padding + height, padding : padding + width], None
 
 
-def _tiles(side: int) -> int:
+def _tiles_along(side: int) -> int:
     return -(-side // _OUTPUTS)
 
 
