@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, interpolate
 
 import nin.data
+import nin.training.trainer
 from nin.checkpoint import load_checkpoint, save_checkpoint
 from nin.model import NiN
 from nin.paths import ROOT, WEIGHTS
-from nin.training import winograd
 from nin.training.batch_norm import add_to
 from nin.training.batches import split
 from nin.training.recipes import RECIPES
 from tests.conftest import Script
-from tests.train_small import load_test_images, without_batch_norm
+from tests.train_small import load_test_images, preprocess_float64, without_batch_norm
 
 # two steps an epoch
 SMALL = ("--limit", 16, "--batch-size", 8, "--epochs", 2, "--precision", "float32")
@@ -37,10 +38,30 @@ def training_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fitted(tmp_path: Path) -> Path:
-    """The shipped weights, as if they had never seen the held-out images."""
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Training in float64, in other processes too.
+
+    In float32 rounding decides now and then which input a pooling takes or whether a ReLU passes
+    its own, and gradients jump by percents: two right ways to train can't be held to each other.
+    """
+    monkeypatch.setenv("FLOAT64", "1")
+    monkeypatch.setattr(nin.training.trainer, "preprocess", preprocess_float64)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def shipped() -> NiN:
+    network = NiN()
+    network.load_state_dict(load_file(WEIGHTS))
+    return network.eval()
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, float64: None) -> Path:
+    """The shipped weights in float64, as if they had never seen the held-out images."""
     path = tmp_path / "fitted.safetensors"
-    save_checkpoint(path, load_checkpoint(WEIGHTS).network, recipe="", metrics={})
+    save_checkpoint(path, shipped(), recipe="", metrics={})
     return path
 
 
@@ -174,7 +195,9 @@ def test_trains_in_bfloat16(script: Script, tmp_path: Path) -> None:
     )
 
 
-def test_two_processes_normalise_over_their_common_batch(script: Script, tmp_path: Path) -> None:
+def test_two_processes_normalise_over_their_common_batch(
+    script: Script, tmp_path: Path, float64: None
+) -> None:
     # the statistics of the first step follow from the fresh weights and the batch alone
     options = [*map(str, SMALL), "--dropout", "0", "--time-limit", "1e-9", "--output"]
     alone, shared = (tmp_path / name for name in ("alone", "shared"))
@@ -187,8 +210,8 @@ def test_two_processes_normalise_over_their_common_batch(script: Script, tmp_pat
     statistics = [name for name in one["network"] if "running" in name]
     assert len(statistics) == 18
     for name in statistics:
-        torch.testing.assert_close(two["network"][name], one["network"][name], rtol=1e-3, atol=1e-5)
-    assert two["state"]["totals"] == pytest.approx(one["state"]["totals"], rel=1e-4)
+        torch.testing.assert_close(two["network"][name], one["network"][name])  # to 1e-7
+    assert two["state"]["totals"] == pytest.approx(one["state"]["totals"], rel=1e-6)
     ended = subprocess.run(
         [*TORCHRUN, *map(str, SMALL), "--dropout", "0", "--resume", "--output", str(shared)],
         capture_output=True, text=True, check=True,
@@ -203,11 +226,8 @@ def test_two_processes_train_like_one_on_the_same_batches(
     if recipe == "best without batch norm":
         monkeypatch.setenv("WITHOUT_BATCH_NORM", "1")
         monkeypatch.setitem(RECIPES, "best", without_batch_norm())
-    monkeypatch.setattr(winograd, "use_in", lambda network: None)  # as in tests/train_small.py
-    # Each process drops out for itself. With fresh weights, whose biases are 0, rounding decides
-    # what some ReLUs pass, and AdamW takes whole steps after gradients that are but rounding.
+    # Each process drops out for itself. The book's own rate diverges on so few images.
     options = ["--recipe", recipe.split()[0], *map(str, SMALL), "--dropout", "0"]
-    # a low rate: the second step's gradients are of almost the same weights
     options += ["--lr", "0.001", "--init", str(fitted), "--output"]
     alone, shared, start = (tmp_path / name for name in ("alone", "shared", "start"))
     assert script("train/train.py", *options, alone).code == 0
@@ -223,21 +243,17 @@ def test_two_processes_train_like_one_on_the_same_batches(
         torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
         for folder in (start, alone, shared)
     )
-    names, bound, loss_bound = list(NiN().state_dict()), 0.005, 1e-4
-    if recipe == "best":
-        # Muon's, and the last block. Where the next normalisation takes away what a parameter
-        # adds, its gradient is but rounding, and AdamW takes whole steps.
-        pattern = r"0\.[24]\.weight|[24]\..*\.weight|7"
-        names = [name for name in names if re.match(pattern, name)]
-        bound, loss_bound = 0.02, 5e-4
-        assert len(names) == 8 + 6
-    # as far apart as float32 is from itself in another order, magnified by few steps
+    names = [name for name in first if re.search(r"(weight|bias)$", name)]
+    assert len(names) >= 24
     for name in names:
         moved, apart = one[name] - first[name], two[name] - one[name]
-        assert moved.norm() > 0
-        assert apart.norm() <= bound * moved.norm(), name
-        if recipe == "book":  # AdamW and Muon magnify single entries
-            assert apart.abs().max() <= 0.02 * moved.abs().max() + 1e-7, name
+        # a norm takes away what the convolution before it adds: it stays
+        stays = f"{name.removesuffix('bias')}norm.bias" in names
+        assert stays or moved.norm() > 0
+        assert apart.norm() <= 1e-5 * moved.norm(), name  # the loss is taken in float32
+    # Where norms are fitted to the weights to start from, each process counts the whole batch as
+    # its share, and the variances are smaller by their bias.
+    loss_bound = 5e-4 if recipe == "best" else 1e-6
     for mine, shares in zip(log_of(alone), log_of(shared), strict=True):
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
             assert shares[key] == pytest.approx(mine[key], rel=loss_bound)
@@ -260,7 +276,7 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path, fitted
     recipe = json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)
     expected = {"optimizer": "sgd", "lr": 0.1, "initialisation": "xavier", "shift": 0, "flip": 0}
     assert recipe.items() >= expected.items()
-    network = load_checkpoint(WEIGHTS).network.eval()
+    network = shipped()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     train, _ = split(10_000)
     pixels, labels = (torch.tensor(a)[train[:8]] for a in load_test_images(""))
@@ -271,7 +287,7 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path, fitted
             parameter -= 0.1 * parameter.grad
     for name, tensor in weights(tmp_path).items():
         other = network.state_dict()[name]
-        assert (tensor - other).norm() < 1e-2 * (other - before[name]).norm()
+        assert (tensor - other).norm() < 1e-5 * (other - before[name]).norm()
 
 
 @pytest.mark.gpu

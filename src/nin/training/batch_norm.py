@@ -43,7 +43,7 @@ class BatchNorm(nn.BatchNorm2d):
             return F.batch_norm(x, *self.statistics(), self.weight, self.bias, eps=self.eps)
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(x)
-        wide = x.float()
+        wide = x.to(self.weight.dtype)
         mean: Tensor = _Mean.apply(wide.mean((0, 2, 3)))
         centred = wide - mean[:, None, None]
         var: Tensor = _Mean.apply(centred.square().mean((0, 2, 3)))

@@ -23,7 +23,7 @@ _TILES = 400  # at a time: what lies between the products stays in the cache
 
 
 @lru_cache
-def _matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _matrices(taps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """A^T, G and B^T for rows and columns at once; for 5 taps (16, 64), (64, 25), (64, 64)."""
     tile = _OUTPUTS + taps - 1  # inputs that four outputs need, and points
 
@@ -34,7 +34,7 @@ def _matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
 
     a, g, b = evaluate(_OUTPUTS).T, evaluate(taps), evaluate(tile).inverse().T
     size = b.abs().amax(1, keepdim=True)  # numbers of one size round best
-    a, g, b = (torch.kron(m, m).float() for m in (a, g * size, b / size))
+    a, g, b = (torch.kron(m, m).to(dtype) for m in (a, g * size, b / size))
     return a, g, b
 
 
@@ -42,7 +42,7 @@ def convolve(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As F.conv2d(image, weight, bias, padding="same").
 
     Args:
-        image: (N, C, H, W) float32 on the CPU, fastest in channels-last order.
+        image: (N, C, H, W) on the CPU, fastest in channels-last order.
         weight: (K, C, 3, 3) or (K, C, 5, 5).
         bias: (K,).
 
@@ -50,7 +50,7 @@ def convolve(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (N, K, H, W) in channels-last order.
     """
     taps = weight.shape[2]
-    _, g, _ = _matrices(taps)
+    _, g, _ = _matrices(taps, weight.dtype)
     columns = weight.permute(2, 3, 1, 0)  # (taps, taps, C, K)
     filters = (g @ columns.flatten(0, 1).flatten(1)).view(len(g), *columns.shape[2:])
     height, width = image.shape[2:]
@@ -62,7 +62,7 @@ def convolve(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _convolve(image: Tensor, filters: Tensor, taps: int) -> Tensor:
     """(n, H, W, C) and the filters' values at the points (tile^2, C, K) -> (n, H, W, K)."""
-    a, _, b = _matrices(taps)
+    a, _, b = _matrices(taps, image.dtype)
     height, width, channels = image.shape[1:]
     down, across = _tiles_along(height), _tiles_along(width)
     tiles: Tensor = _Tiles.apply(image, taps)
