@@ -133,7 +133,7 @@ def main() -> None:
             recipe=recipe,
             seed=args.seed,
             images=len(images[0]),
-            held_out=0 if held_out is None else HELD_OUT,
+            held_out=0 if held_out is None else len(held_out[0]),
             start=start,
             device=device.type,
             precision=find_precision(args.precision, device),
@@ -281,7 +281,7 @@ def finish(trainer: Trainer, test: tuple[Tensor, Tensor], process: Process) -> N
     settings, log = trainer.settings, trainer.state.log
     network = folded(trainer.network)
     with without_tf32():  # as train/evaluate.py
-        logits = predict(network, test[0])
+        logits = predict(network, test[0], title="test images")
     accuracy = float((logits.argmax(1) == test[1]).float().mean())
     seconds = sum(entry["train_seconds"] for entry in log)
     device = processor_name(trainer.device)

@@ -202,7 +202,8 @@ class Trainer:
     def evaluate(self, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
         """Cross-entropy and accuracy, in the training's precision; each process does its share."""
         mine = self.process.share
-        logits = predict(self.network, pixels[mine], self.dtype)
+        title = "held-out images" if self.process.leads else ""
+        logits = predict(self.network, pixels[mine], self.dtype, title=title)
         loss = F.cross_entropy(logits, labels[mine], reduction="sum")
         right = (logits.argmax(1) == labels[mine]).sum()
         loss, right = self.process.sum(torch.stack([loss, right]))
@@ -300,12 +301,23 @@ class Trainer:
         bar.update(self._examples(self.state.step) - bar.n)
 
 
-def predict(network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The logits (N, classes), float32, of pixels (N, 28, 28) uint8; nothing is dropped out."""
+def predict(
+    network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32, *, title: str = ""
+) -> Tensor:
+    """The logits (N, classes), float32, of pixels (N, 28, 28) uint8; nothing is dropped out.
+
+    With a title a terminal shows a progress bar, which goes when it is done.
+    """
     network.eval()
     device = pixels.device.type
     with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        parts = torch.split(pixels, _EVALUATION_BATCH)
+        parts = tqdm(
+            torch.split(pixels, _EVALUATION_BATCH),
+            title,
+            unit="batch",
+            leave=False,
+            disable=None if title else True,
+        )
         return torch.cat([network(_image(part)).float() for part in parts])
 
 
