@@ -243,6 +243,7 @@ def make_trainer(
         start="",
         device=images[0].device.type,
         precision=precision,
+        compiled=compiled,
     )
     return Trainer(
         NiN(dropout=recipe.dropout).initialise(recipe.initialisation),
@@ -250,7 +251,6 @@ def make_trainer(
         settings,
         process=Process(),
         folder=Path(),  # steps write nothing
-        compiled=compiled,
     )
 
 

@@ -59,7 +59,7 @@ def test_measures_and_tells(tmp_path: Path, script: Script) -> None:
     for _, gflop, precision, _, share in shares:
         assert 0.9 < float(gflop) < 5
         assert precision in ("float32", "bfloat16")
-        assert 0 < float(share) < 1.5
+        assert float(share) > 0
 
 
 @FORKS

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import nin.data
 import nin.training.trainer
+from nin.artifact import locked
 from nin.checkpoint import load_checkpoint, save_checkpoint
 from nin.model import NiN
 from nin.paths import ROOT, WEIGHTS
@@ -114,10 +115,10 @@ def test_ends_with_the_lines_of_the_book_and_all_files(straight: Path) -> None:
 def test_goes_on_bit_for_bit_where_it_was_stopped(
     script: Script, straight: Path, tmp_path: Path
 ) -> None:
-    # Each part ends after its first step: within an epoch or at its end, before it is judged.
+    # Each part ends after its first step, within an epoch or at its end, or once it has judged it.
     command = ("train/train.py", *SMALL, "--output", tmp_path, "--time-limit", 1e-9)
     ended = script(*command)
-    for step in (1, 2, 3, 4):
+    for step in (1, 2, 2, 3, 4):
         assert ended.code == 0
         assert f"stopped after step {step} of 4" in ended.out
         assert not (tmp_path / "nin.safetensors").exists()
@@ -344,6 +345,15 @@ def test_says_where_it_looked_for_the_training_set(
     assert "download()" in ended.err
 
 
+def test_two_runs_do_not_share_a_folder(script: Script, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        for options in ((), ("--force",), ("--resume",)):
+            ended = script("train/train.py", *SMALL, "--output", tmp_path, *options)
+            assert ended.code == 2
+            assert f"another process writes to {tmp_path}; choose another" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_never_touches_another_run_unless_told(script: Script, straight: Path) -> None:
     before = weights(straight)
     ended = script("train/train.py", *SMALL, "--output", straight)
@@ -354,6 +364,8 @@ def test_never_touches_another_run_unless_told(script: Script, straight: Path) -
     assert "is of another run: lr is 0.03 there, 0.5 here; give the options" in ended.err
     ended = script("train/train.py", *SMALL, "--output", straight, "--resume", "--recipe", "book")
     assert "name is best there, book here" in ended.err
+    ended = script("train/train.py", *SMALL, "--output", straight, "--resume", "--compile")
+    assert "compiled is False there, True here" in ended.err
     ended = script("train/train.py", *SMALL, "--output", straight, "--force", "--init", "no")
     assert ended.code == 2
     own = straight / "nin.safetensors"

@@ -324,10 +324,9 @@ def test_trains_by_stem_and_winograd_unless_compiled(
     trainer = Trainer(
         NiN(),
         Batches(pixels, torch.arange(4), recipe, seed=0),
-        Settings(recipe, 0, 4, 0, "", "cpu", "float32"),
+        Settings(recipe, 0, 4, 0, "", "cpu", "float32", compiled),
         process=Process(),
         folder=tmp_path,
-        compiled=compiled,
     )
     trainer.step()
     assert called == ([] if compiled else [stem, winograd, winograd, winograd])
@@ -423,6 +422,16 @@ def test_draws_what_was_measured(tmp_path: Path) -> None:
         colours = [to_rgb(f"C{i}") for i in range(3)]
         drawn = [bool((abs(pixels - colour) < 0.01).all(axis=2).any()) for colour in colours]
         assert drawn == [i < lines for i in range(3)]
+
+
+def test_draws_a_line_where_another_run_went_on(tmp_path: Path) -> None:
+    log = [{"epoch": e, "train_loss": 1 / e, "train_accuracy": 0.5} for e in (1, 2)]
+    gray = []  # pixels in the column that has most
+    for runs in (1, 2):
+        draw_curves(log * runs, "title", tmp_path / "curves.png")
+        pixels = imread(tmp_path / "curves.png")[:, :, :3]
+        gray.append((abs(pixels - to_rgb("gray")) < 0.01).all(axis=2).sum(axis=0).max())
+    assert gray[0] < 10 < gray[1]
 
 
 def test_finds_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Trains the network, as the book does or better.
 
-python train/train.py --recipe best                            # to runs/best
-python train/train.py --recipe book --limit 2000 --epochs 2    # a quick try
-torchrun --nproc-per-node 2 train/train.py --recipe best       # on two devices
+python train/train.py                                          # the recipe best, to runs/best
+python train/train.py --recipe book                            # as the book trains, to runs/book
+python train/train.py --limit 2000 --epochs 4 --output runs/try    # a quick try
+torchrun --nproc-per-node 2 train/train.py --output runs/two   # on two devices
 
 Ctrl-C or SIGTERM writes a checkpoint and stops; the same command with --resume goes on.
 """
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nin.artifact import make_folder, write_atomically
+from nin.artifact import locked, make_folder, write_atomically
 from nin.checkpoint import save_checkpoint
 from nin.cli import natural, parser, positive, run, short
 from nin.data import load
@@ -119,7 +120,6 @@ def main() -> None:
     args = parse_args()
     deadline = time.monotonic() + 60 * (args.time_limit or float("inf"))
     recipe = choose_recipe(args)
-    folder = args.output or ROOT / "runs" / recipe.name
     device = find_device(args.device)
     torch.backends.cudnn.deterministic = True  # the same seed, the same weights
     images, held_out = training_data(args, device)
@@ -128,7 +128,6 @@ def main() -> None:
         batches = Batches(*images, recipe, args.seed, process)
         check_batches(batches, process)
         network, start = first_weights(args, recipe)
-        prepare(folder, args, process)
         settings = Settings(
             recipe=recipe,
             seed=args.seed,
@@ -137,24 +136,19 @@ def main() -> None:
             start=start,
             device=device.type,
             precision=find_precision(args.precision, device),
-        )
-        trainer = Trainer(
-            network,
-            batches,
-            settings,
-            process=process,
-            folder=folder,
             compiled=args.compile,
         )
-        if args.resume:
-            trainer.resume()
-        with signals() as received, kept_memory():
-            if trainer.train(held_out, lambda: bool(received) or time.monotonic() > deadline):
-                finish(trainer, test, process)
-            else:
-                say_stopped(trainer, process)
-                if received:
-                    raise SystemExit(128 + received[0])
+        with output_folder(args, recipe, process) as folder:
+            trainer = Trainer(network, batches, settings, process=process, folder=folder)
+            if args.resume:
+                trainer.resume()
+            with signals() as received, kept_memory():
+                if trainer.train(held_out, lambda: bool(received) or time.monotonic() > deadline):
+                    finish(trainer, test, process)
+                else:
+                    say_stopped(trainer, process)
+                    if received:
+                        raise SystemExit(128 + received[0])
 
 
 def choose_recipe(args: argparse.Namespace) -> Recipe:
@@ -203,8 +197,10 @@ def check_batches(batches: Batches, process: Process) -> None:
         )
 
 
-def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
-    """Makes the output folder; refuses to touch another run's files unless told to."""
+@contextmanager
+def output_folder(args: argparse.Namespace, recipe: Recipe, process: Process) -> Iterator[Path]:
+    """Made, and this run's alone; refuses to touch another run's files unless told to."""
+    folder = args.output or ROOT / "runs" / recipe.name
     files = [folder / name for name in (CHECKPOINT, *RESULTS)]
     found = [file for file in files if file.exists()]
     if found and not (args.resume or args.force):
@@ -218,11 +214,15 @@ def prepare(folder: Path, args: argparse.Namespace, process: Process) -> None:
             f"{short(args.init)} is of the run that --force replaces; choose another --output"
         )
     process.wait()  # all have looked before the first one writes
-    if process.leads:
-        make_folder(folder)
+    if not process.leads:
+        yield folder
+        return
+    make_folder(folder)
+    with locked(folder, wait=False):
         if args.force:
             for file in files:
                 file.unlink(missing_ok=True)
+        yield folder
 
 
 def first_weights(args: argparse.Namespace, recipe: Recipe) -> tuple[NiN, str]:

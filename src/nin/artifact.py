@@ -47,11 +47,17 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time: waits for the others, then sweeps up what a killed one left."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """One writer at a time: waits for the others, then sweeps up what a killed one left.
+
+    Raises InputError where there is another one and it shan't `wait`.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise InputError(f"another process writes to {folder}; choose another") from error
         sweep(folder)
         yield
     finally:

@@ -19,7 +19,8 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 _HOW_TO_GET = (
     "install Debian's package dataset-fashion-mnist, or fetch it with "
-    "`python -c 'from nin.data import download; download()'`"
+    "`python -c 'from nin.data import download; download()'`; both are found without --data-dir "
+    "and FASHION_MNIST_DIR"
 )
 
 _IDX_IMAGES = b"\0\0\x08\x03"  # unsigned bytes, three dimensions

@@ -48,7 +48,7 @@ class NiN(nn.Sequential):
         return image
 
     def initialise(self, scheme: Literal["xavier", "kaiming"] = "xavier") -> Self:
-        """Uniform weights and zero biases: Xavier's, as the book starts, or Kaiming's for ReLU."""
+        """Uniform weights, Xavier's as the book's or Kaiming's for ReLU, and zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 if scheme == "xavier":

@@ -1,5 +1,10 @@
-"""The picture of a run: loss and accuracies over the epochs, as the book draws them."""
+"""The picture of a run: loss and accuracies over the epochs, as the book draws them.
 
+python -m nin.training.curves weights/nin.jsonl "The shipped weights" curves.png
+"""
+
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +20,31 @@ _LINES = {
 
 
 def draw_curves(log: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Writes a PNG of the log's epochs; what wasn't measured has no line."""
+    """Writes a PNG of the log's epochs; what wasn't measured has no line.
+
+    Where the epochs begin anew another run went on, and a dotted line says so.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for key, (label, style) in _LINES.items():
-        points = [(entry["epoch"], entry[key]) for entry in log if key in entry]
+        points = [(number, entry[key]) for number, entry in enumerate(log, 1) if key in entry]
         if points:
             last = points[-1][1]
             axes.plot(
                 *zip(*points, strict=True), style, marker=".", label=f"{label}, last {last:.3f}"
             )
+    for number, entry in enumerate(log[1:], 1):
+        if entry["epoch"] == 1:
+            axes.axvline(number + 0.5, color="gray", linestyle=":")
     top = 1.05 * max(1, *(entry["train_loss"] for entry in log))
     axes.set(xlabel="epoch", title=title, ylim=(0, top))
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    source, heading, target = sys.argv[1:]
+    entries = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    draw_curves(entries, heading, Path(target))

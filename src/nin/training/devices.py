@@ -57,7 +57,7 @@ class Process:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Process]:
     """Joins the processes that torchrun started, if it did."""
-    if "WORLD_SIZE" not in os.environ:
+    if not dist.is_torchelastic_launched():
         yield Process()
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

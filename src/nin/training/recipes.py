@@ -28,7 +28,7 @@ class Recipe:
     erase: float  # share of the images of which a rectangle becomes noise
 
 
-# Section 8.3 of Dive into Deep Learning, as its code trains.
+# Network in Network in Dive into Deep Learning, as its `train_ch6` trains; biases start at 0 here.
 BOOK = Recipe(
     name="book",
     optimizer="sgd",

@@ -43,6 +43,7 @@ class Settings:
     start: str  # SHA-256 of the weights to start from, or "" for fresh ones
     device: str
     precision: str
+    compiled: bool
 
     def flat(self) -> dict[str, Any]:
         """The recipe's entries beside the others."""
@@ -72,7 +73,6 @@ class Trainer:
         *,
         process: Process,
         folder: Path,
-        compiled: bool = False,
     ) -> None:
         self.settings = settings
         self.batches = batches
@@ -85,7 +85,9 @@ class Trainer:
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.recipe.batch_norm and settings.start:
             batch_norm.fit(self.network, _image(batches.pixels[: settings.recipe.batch_size]))
-        self.on_pixels = self.device.type == "cpu" and self.dtype == torch.float32 and not compiled
+        self.on_pixels = (
+            self.device.type == "cpu" and self.dtype == torch.float32 and not settings.compiled
+        )
         if self.on_pixels:
             stem.use_in(self.network)
             winograd.use_in(self.network)
@@ -96,7 +98,7 @@ class Trainer:
             forward = DistributedDataParallel(forward)
         # the two sizes of images are compiled each for itself
         self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(forward, dynamic=False) if compiled else forward
+            torch.compile(forward, dynamic=False) if settings.compiled else forward
         )
 
     @property
@@ -159,6 +161,9 @@ class Trainer:
                     self._end_epoch(validation)
                     totals.zero_()
                     self.save()
+                    stopping, _ = self.process.any((stop(), False), self.device)
+                    if stopping and state.step < self.steps:
+                        return False
                     looked = time.monotonic()  # evaluating and saving are no training
                 if state.step == self.steps:
                     return True
