@@ -161,7 +161,7 @@ class Trainer:
                     self._end_epoch(validation)
                     totals.zero_()
                     self.save()
-                    stopping, _ = self.process.any((stop(), False), self.device)
+                    (stopping,) = self.process.any((stop(),), self.device)
                     if stopping and state.step < self.steps:
                         return False
                     looked = time.monotonic()  # evaluating and saving are no training
