@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, interpolate
 
 import nin.data
-import nin.training.trainer
 from nin.artifact import locked
 from nin.checkpoint import load_checkpoint, save_checkpoint
 from nin.model import NiN
@@ -24,7 +23,7 @@ from nin.training.batch_norm import add_to
 from nin.training.batches import split
 from nin.training.recipes import RECIPES
 from tests.conftest import Script
-from tests.train_small import load_test_images, preprocess_float64, without_batch_norm
+from tests.train_small import load_test_images, without_batch_norm
 
 # two steps an epoch
 SMALL = ("--limit", 16, "--batch-size", 8, "--epochs", 2, "--precision", "float32")
@@ -46,7 +45,6 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     its own, and gradients jump by percents: two right ways to train can't be held to each other.
     """
     monkeypatch.setenv("FLOAT64", "1")
-    monkeypatch.setattr(nin.training.trainer, "preprocess", preprocess_float64)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

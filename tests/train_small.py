@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import nin.data
 import nin.training.trainer
-from nin.classifier import preprocess
 from nin.paths import ROOT
 from nin.training.recipes import BEST, RECIPES, Recipe
 
@@ -24,10 +22,6 @@ _load = nin.data.load
 
 def load_test_images(_: str, data_dir: Path | None = None) -> Any:
     return _load("test", data_dir)
-
-
-def preprocess_float64(pixels: Tensor) -> Tensor:
-    return preprocess(pixels, torch.float64)
 
 
 def without_batch_norm() -> Recipe:
@@ -40,7 +34,6 @@ if __name__ == "__main__":
         RECIPES["best"] = without_batch_norm()
     if "FLOAT64" in os.environ:
         torch.set_default_dtype(torch.float64)
-        nin.training.trainer.preprocess = preprocess_float64
     if os.environ.get("RANK") == "1":
         # always due for one process, never for the other: they have to agree
         nin.training.trainer._CHECKPOINT_EVERY_S = 0

@@ -4,12 +4,13 @@ python -m nin.training.curves weights/nin.jsonl "The shipped weights" curves.png
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from nin.cli import parser, run
+from nin.errors import InputError
 from nin.evaluation import save_figure
 
 _LINES = {
@@ -44,7 +45,18 @@ def draw_curves(log: list[dict[str, Any]], title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("log", type=Path, help="log.jsonl of a run, or of several, one by one")
+    options.add_argument("title", help="above the curves")
+    options.add_argument("picture", type=Path, help="the PNG to write")
+    args = options.parse_args()
+    try:
+        log = [json.loads(line) for line in args.log.read_text().splitlines()]
+        draw_curves(log, args.title, args.picture)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{args.log} isn't the log of a run: {error!r}") from error
+
+
 if __name__ == "__main__":
-    source, heading, target = sys.argv[1:]
-    entries = [json.loads(line) for line in Path(source).read_text().splitlines()]
-    draw_curves(entries, heading, Path(target))
+    run(main)

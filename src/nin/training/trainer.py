@@ -307,11 +307,11 @@ class Trainer:
 
 
 def predict(
-    network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32, *, title: str = ""
+    network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32, *, title: str
 ) -> Tensor:
     """The logits (N, classes), float32, of pixels (N, 28, 28) uint8; nothing is dropped out.
 
-    With a title a terminal shows a progress bar, which goes when it is done.
+    A terminal shows a progress bar of that title, if it isn't empty, until it is done.
     """
     network.eval()
     device = pixels.device.type
@@ -327,7 +327,8 @@ def predict(
 
 
 def _image(pixels: Tensor) -> Tensor:
-    return preprocess(pixels).contiguous(memory_format=torch.channels_last)
+    image = preprocess(pixels, torch.get_default_dtype())  # in which networks are made
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def _first_line(error: Exception) -> str:
