@@ -22,17 +22,14 @@ quiet=--quiet
 .venv/bin/python -m pip install $quiet --disable-pip-version-check \
   --constraint constraints.txt --editable '.[dev]'
 
-# The embedded Triton, apart from the environment: it wants a numpy of its own. Where it can't run
-# (nin.triton.server says why), everything else works, and the container serves the same models.
-unpack() {
-  .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \
-    --only-binary :all: --target "$1" "$2"
-}
+# The embedded Triton, apart from the environment: nothing of the wheel is imported. Where it can't
+# run (nin.triton.server says why), everything else works, and the container serves the same models.
 rm -rf .triton
 if ! { [ "$(uname -sm)" = "Linux x86_64" ] \
-  && unpack .triton nvidia-pytriton==0.7.0 && unpack .triton/python numpy==1.26.4; }; then
+  && .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \
+    --only-binary :all: --target .triton nvidia-pytriton==0.7.0; }; then
   rm -rf .triton
-  echo "==> No embedded Triton: it needs Linux x86_64, glibc 2.35, and Python 3.11 or 3.12"
+  echo "==> No embedded Triton: it needs Linux x86_64 and glibc 2.35"
 fi
 touch .venv/complete
 echo "==> Environment ready after $((SECONDS - start)) s"

@@ -6,6 +6,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 preset=${1:-release}
 packages="cmake g++ make libcli11-dev libcurl4-openssl-dev libgtest-dev libpng-dev libturbojpeg0-dev nlohmann-json3-dev pkg-config zlib1g-dev"
+# For the embedded Triton's backend: Debian's own Python has its headers and library in a package.
+headers=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))' 2> /dev/null || true)
+[ -f "$headers/Python.h" ] || packages+=" python3-dev"
 [ "$preset" = fuzz ] && packages+=" clang libclang-rt-14-dev"
 
 fail() { echo "build_cpp: $*" >&2; exit 2; }

@@ -9,13 +9,30 @@ python scripts/serve.py --docker                     # the command for the offic
 import argparse
 import signal
 import sys
+import time
+from collections import deque
 from pathlib import Path
 
 from nin.cli import parser, positive, run, short, table
 from nin.client import Client
 from nin.contract import MODELS
+from nin.errors import CheckError
 from nin.paths import MODEL_REPOSITORY
-from nin.triton.server import CONTROL_MODES, HOST, PORTS, RELEASE, Server, docker_command, serve
+from nin.triton.server import (
+    CONTROL_MODES,
+    HOST,
+    PORTS,
+    RELEASE,
+    Server,
+    ServerDiedError,
+    docker_command,
+    is_loopback,
+    serve,
+)
+
+# A server that died so many times within so many seconds isn't started again.
+RESTARTS = 5
+WINDOW_S = 300
 
 
 def main() -> None:
@@ -26,20 +43,40 @@ def main() -> None:
         return
     for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too
         signal.signal(end, signal.default_int_handler)  # ends like Ctrl-C: with 0
+    if not is_loopback(args.host):
+        print(
+            f"note: {args.host} can be reached from other machines; this server is for "
+            "development, docs/deploy.md is for production",
+            file=sys.stderr,
+        )
     try:
-        with serve(
-            args.repository,
-            host=args.host,
-            ports=ports,
-            control_mode=args.model_control_mode,
-            threads=args.threads,
-            verbose=args.verbose,
-            extra=args.tritonserver_option,
-        ) as server:
-            announce(server, args.repository)
-            server.wait()
+        keep_serving(args, ports)
     except KeyboardInterrupt:
         print("\nstopped")
+
+
+def keep_serving(args: argparse.Namespace, ports: dict[str, int]) -> None:
+    """Serves, and starts a server that dies again, on the same ports, unless it dies at once."""
+    deaths: deque[float] = deque(maxlen=RESTARTS)
+    while True:
+        try:
+            with serve(
+                args.repository,
+                host=args.host,
+                ports=ports,
+                control_mode=args.model_control_mode,
+                threads=args.threads,
+                verbose=args.verbose,
+                extra=args.tritonserver_option,
+            ) as server:
+                announce(server, args.repository)
+                ports = server.ports
+                server.wait()
+        except ServerDiedError as error:
+            deaths.append(time.monotonic())
+            if len(deaths) == RESTARTS and deaths[-1] - deaths[0] < WINDOW_S:
+                raise CheckError(f"{error}\n{RESTARTS} times in {WINDOW_S} s: giving up") from error
+            print(f"{error}; starting it again", file=sys.stderr, flush=True)
 
 
 def parse_args() -> argparse.Namespace:

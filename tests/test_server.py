@@ -2,14 +2,17 @@
 
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,18 +23,19 @@ import pytest
 from numpy.typing import NDArray
 
 import nin.triton.server
-from nin.client import Client
+from nin.client import URLS, Client
 from nin.contract import MODELS
-from nin.errors import CheckError, InputError
+from nin.errors import InputError
 from nin.images import encode_png
 from nin.paths import MODEL_REPOSITORY, ROOT, TRITON
 from nin.triton.repository import PUBLISHED, publish
-from nin.triton.server import PORTS, find_tritonserver, serve
+from nin.triton.server import PORTS, ServerDiedError, find_tritonserver, serve
 from tests.conftest import Script
 
 Pixels = NDArray[np.uint8]
 SERVE = "scripts/serve.py"
 FREE = dict.fromkeys(PORTS, 0)
+NEIGHBOURS = ("lost+found", ".ipynb_checkpoints", "notes")
 
 
 @pytest.fixture
@@ -158,6 +162,7 @@ def test_a_version_that_does_not_load_leaves_the_one_before(
 
 
 def test_a_server_that_polls_follows_the_files(own: Path, artifacts: Path) -> None:
+    (own / "lost+found").mkdir()
     with serve(own, ports=FREE, control_mode="poll") as server, Client(server.http) as client:
         publish(artifacts, own)
         deadline = time.monotonic() + 60
@@ -208,7 +213,7 @@ def test_it_says_what_it_serves_and_stops_with_its_children(
         host, port = re.findall(r"HTTP +http://([\d.]+):(\d+)", text)[0]
         assert host == "127.0.0.1"
         tree = children(process.pid)
-        assert len(tree) >= 6  # the server and its stubs
+        assert len(tree) == 1  # the server: all models run in its process
         process.send_signal(end)
         assert process.wait(60) == 0
     finally:
@@ -235,11 +240,106 @@ def children(pid: int) -> list[int]:
     return [descendant for child in map(int, direct) for descendant in (child, *children(child))]
 
 
-def test_a_server_that_dies_ends_the_script(embedded: None, repository: Path) -> None:
+def test_a_server_that_dies_says_why_and_keeps_its_log(embedded: None, repository: Path) -> None:
     with serve(repository, ports=FREE) as server:
         threading.Timer(0.2, lambda: os.kill(server.process.pid, signal.SIGKILL)).start()
-        with pytest.raises(CheckError, match="tritonserver ended by itself with code -9"):
+        with pytest.raises(ServerDiedError, match="ended by itself: SIGKILL; its log is ") as died:
             server.wait()
+    log = Path(str(died.value).rpartition(" ")[2])
+    assert "Started HTTPService" in log.read_text()
+    log.unlink()
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "cause"),
+    [
+        (
+            -6,
+            "terminate called\n  what():  std::bad_alloc\nstack frames",
+            "std::bad_alloc, SIGABRT",
+        ),
+        (-11, "0# 0x0000 in tritonserver", "SIGSEGV"),
+        (1, "", "exit code 1"),
+        (-64, "", "SIGRTMAX"),
+    ],
+)
+def test_the_cause_of_an_end_is_one_line(code: int, log: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(log)
+    assert nin.triton.server._cause(code, tmp_path / "log") == cause
+
+
+@contextlib.contextmanager
+def serve_script(repository: Path) -> Iterator[subprocess.Popen[str]]:
+    """scripts/serve.py on free ports, in a process of its own."""
+    ports = [f"--{name}-port=0" for name in PORTS]
+    process = subprocess.Popen(
+        [sys.executable, SERVE, "--repository", repository, "--threads", "1", *ports],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+        assert process.stdout
+        process.stdout.close()
+
+
+def address_in(text: str) -> str:
+    return re.findall(r"HTTP +http://(\S+)", text)[0]
+
+
+def test_the_script_starts_a_server_that_dies_again(
+    embedded: None, repository: Path, pixels: Pixels
+) -> None:
+    """A request that ends Triton 24.10: JSON nested 200,000 deep."""
+    nested = b"[" * 200_000 + b"]" * 200_000
+    with serve_script(repository) as process:
+        address = address_in(read_until(process, "Ready"))
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+            connection.request("POST", "/v2/models/fashion_mnist/infer", nested)
+            with pytest.raises((http.client.HTTPException, OSError)):
+                connection.getresponse()
+        text = read_until(process, "Ready")
+        (line,) = (x for x in text.splitlines() if "starting it again" in x)
+        assert re.match(
+            r"tritonserver ended by itself: SIGSEGV; its log is \S+\.log; starting", line
+        )
+        assert address_in(text) == address
+        with Client(address) as client:
+            assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+    Path(re.findall(r"its log is (\S+\.log)", line)[0]).unlink()
+
+
+def test_a_server_that_always_dies_is_given_up(
+    script: Script, repository: Path, embedded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def started(*args: object, **options: object) -> Iterator[nin.triton.server.Server]:
+        raise ServerDiedError("tritonserver ended by itself: SIGSEGV")
+        yield
+
+    monkeypatch.setattr(nin.triton.server, "serve", started)
+    ended = script(SERVE, "--repository", repository)
+    assert ended.code == 1
+    assert ended.err.count("starting it again") == 4
+    assert "5 times in 300 s: giving up" in ended.err
+
+
+def test_the_server_does_not_outlive_a_script_that_is_killed(
+    embedded: None, repository: Path
+) -> None:
+    with serve_script(repository) as process:
+        read_until(process, "Ready")
+        (server,) = children(process.pid)
+        process.kill()
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{server}/exe").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_it_stops_when_the_block_raises(embedded: None, repository: Path) -> None:
@@ -259,12 +359,118 @@ def test_servers_share_a_machine(embedded: None, repository: Path, pixels: Pixel
 def test_docker_prints_the_command(script: Script) -> None:
     ended = script(SERVE, "--docker")
     assert ended.code == 0
-    assert f"-v {MODEL_REPOSITORY}:/models:ro" in ended.out
+    assert f"--mount type=bind,src={MODEL_REPOSITORY},dst=/models,readonly" in ended.out
     assert "-p 127.0.0.1:8000:8000" in ended.out
     assert "--disable-auto-complete-config" in ended.out
 
 
+def test_docker_quotes_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / "My $(models)"
+    words = shlex.split(nin.triton.server.docker_command(folder, PORTS).replace("\\\n", " "))
+    assert f"type=bind,src={folder},dst=/models,readonly" in words
+
+
+# --- paths, addresses, neighbours ---
+
+
+def test_a_repository_may_have_any_path_and_anything_beside_its_models(
+    own: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the folder of temporary files any path too."""
+    name = 'My Models $(touch INJECTED); it\'s 桌面 & "more"'
+    repository = own.rename(own.with_name(name))
+    for neighbour in NEIGHBOURS:
+        (repository / neighbour).mkdir()
+    temporary = own.with_name(f"tmp {name}")
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with serve(repository, ports=FREE) as server, Client(server.http) as client:
+        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+    assert not list(own.parent.rglob("INJECTED"))
+    assert not Path("INJECTED").exists()
+
+
+def test_a_path_that_is_no_text_is_refused(script: Script, own: Path) -> None:
+    repository = own.rename(own.with_name("latin\udce9"))
+    ended = script(SERVE, "--repository", repository)
+    assert ended.code == 2
+    assert "the server can't read this path" in ended.err
+
+
+def test_without_model_control_neighbours_do_no_harm_either(own: Path, pixels: Pixels) -> None:
+    for neighbour in NEIGHBOURS:
+        (own / neighbour).mkdir()
+    with serve(own, ports=FREE, control_mode="none") as server, Client(server.http) as client:
+        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+
+
+def test_ipv6(embedded: None, repository: Path, pixels: Pixels) -> None:
+    with serve(repository, ports=FREE, host="::1") as server:
+        assert server.http.startswith("[::1]:")
+        for protocol in URLS:
+            with Client(getattr(server, protocol), protocol=protocol) as client:
+                assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+
+
+def test_a_proxy_is_not_asked_for_our_own_server(
+    embedded: None, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with serve(repository, ports=FREE):
+            proxy.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                proxy.accept()
+
+
+def test_another_server_s_answer_is_no_readiness() -> None:
+    class Fine(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"name": "something else"}')
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Fine) as server:
+        threading.Thread(target=server.serve_forever).start()
+        assert not nin.triton.server._is_ready(f"http://127.0.0.1:{server.server_port}/v2")
+        server.shutdown()
+
+
+def test_a_web_page_can_not_load_code(embedded: None, repository: Path) -> None:
+    """It can send a POST to another origin, but no header of its own."""
+    with serve(repository, ports=FREE) as server, Client(server.http) as client:
+        client.load("fashion_mnist")
+        for path in ("repository/models/fashion_mnist/load", "repository/index", "logging"):
+            with contextlib.closing(http.client.HTTPConnection(server.http)) as connection:
+                connection.request("POST", f"/v2/{path}", b"{}", {"Content-Type": "text/plain"})
+                assert connection.getresponse().status == 403
+        with Client(server.grpc, protocol="grpc") as grpc:
+            grpc.load("fashion_mnist")
+
+
+def test_listening_beyond_this_machine_is_said(
+    script: Script, embedded: None, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nin.triton.server, "serve", stop)
+    for host, said in (("::", True), ("192.0.2.1", True), ("127.0.0.1", False), ("::1", False)):
+        ended = script(SERVE, "--repository", repository, "--host", host)
+        assert (f"note: {host} can be reached from other machines" in ended.err) is said
+
+
 # --- refusals ---
+
+
+def test_too_few_open_files(embedded: None, repository: Path) -> None:
+    command = f"ulimit -n 64; exec {sys.executable} {SERVE} --repository {repository}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "at most 64 files may be open here" in ended.stderr
 
 
 def test_a_port_in_use(script: Script, embedded: None, repository: Path) -> None:
@@ -326,26 +532,14 @@ def test_no_wheel(tmp_path: Path) -> None:
         find_tritonserver(tmp_path)
 
 
-def test_no_stub_for_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nin.triton.server, "PYTHONS", ("3.8",))
-    with pytest.raises(InputError, match=r"runs with Python 3.8, this is 3\.\d+"):
-        find_tritonserver()
-
-
-def test_no_libpython(embedded: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def missing(name: str) -> None:
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(nin.triton.server, "_own_libpython", lambda: tmp_path)
-    monkeypatch.setattr("ctypes.CDLL", missing)
-    with pytest.raises(InputError, match=r"needs libpython3\.\d+\.so\.1\.0.*apt-get install"):
-        find_tritonserver(TRITON)
+def test_no_backend(embedded: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no backend\.so in .*; build it by `make cpp`"):
+        find_tritonserver(TRITON, tmp_path / "backend.so")
 
 
 def test_bootstrap_installs_what_the_server_names() -> None:
     bootstrap = (ROOT / "scripts" / "bootstrap.sh").read_text()
     assert nin.triton.server.WHEEL in bootstrap
-    assert nin.triton.server.NUMPY in bootstrap
 
 
 def test_health_is_asked_of_the_real_endpoints(embedded: None, repository: Path) -> None:

@@ -34,6 +34,9 @@ URLS: dict[Protocol, str] = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
 TIMEOUT_S = 30.0
 RETRIES = 3
 
+# The header that `make serve` asks of who loads models: a web page can't send it.
+CONTROL = {"nin-control": "load"}
+
 _Read = TypeVar("_Read")
 
 
@@ -77,6 +80,8 @@ class Client:
             protocol, ("connection_timeout", "network_timeout"), timeout_s
         )
         self._client = self._library.InferenceServerClient(self.url, **options)
+        prefix = "triton-grpc-protocol-" if protocol == "grpc" else ""
+        self._control = {f"{prefix}{header}": value for header, value in CONTROL.items()}
         self._region = _Region(self) if shared_memory else None
 
     def classify(
@@ -114,7 +119,7 @@ class Client:
 
     def load(self, model: str) -> None:
         """Lets the server load the newest version of a model; the one before serves until then."""
-        self._call(self._client.load_model, model, **self._timeouts)
+        self._call(self._client.load_model, model, headers=self._control, **self._timeouts)
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a model, as the server describes it."""

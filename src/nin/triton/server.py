@@ -1,12 +1,17 @@
 """The embedded server: the real `tritonserver` of the nvidia-pytriton wheel, without a container.
 
-The wheel carries the python backend only. Triton lets a backend be written in Python, so the
-folder `backends/` beside this file stands in for the official onnxruntime and pytorch backends.
+The wheel carries no backend for these models. cpp_client/triton_backend is one, which runs the
+stand-ins of `nin.triton.backends` in the server's own process. For development and tests: the
+release has holes that later ones closed (docs/serving.md).
 """
 
+import contextlib
 import ctypes
+import json
 import os
 import re
+import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -21,28 +26,37 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nin.client import CONTROL
+from nin.contract import MODELS
 from nin.errors import CheckError, InputError
-from nin.paths import TRITON
+from nin.paths import CPP_TOOLS, TRITON
+from nin.triton.backends import BACKENDS
 from nin.triton.repository import publish, require_published
 
-# As scripts/bootstrap.sh installs it: the server, and a numpy for its Python stubs. These were
-# compiled before numpy 2 and read its arrays wrongly: every element would be the first.
-WHEEL = "nvidia-pytriton==0.7.0"
-NUMPY = "numpy==1.26.4"
-PYTHONS = ("3.11", "3.12")  # that there are both a stub and this numpy for
-RELEASE = "24.10"  # of Triton, which the wheel carries and the container has
-BACKENDS = Path(__file__).parent / "backends"
+WHEEL = "nvidia-pytriton==0.7.0"  # as scripts/bootstrap.sh installs it
+RELEASE = "24.10"  # of Triton, which the wheel carries
 HOST = "127.0.0.1"
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 CONTROL_MODES = ("explicit", "none", "poll")
 
+# Built by scripts/build_cpp.sh for one version of Python, which its name says.
+BACKEND = (
+    CPP_TOOLS.parent
+    / "triton_backend"
+    / f"nin_triton_backend.{sysconfig.get_config_var('SOABI')}.so"
+)
+
 _SERVER = TRITON / "pytriton" / "tritonserver"
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # Seconds that the server gives requests in flight when it stops, and we give the server.
 _EXIT_TIMEOUT_S = 10
 _READY_TIMEOUT_S = 120
 _POLL_S = 2
+_OPEN_FILES = 256  # sockets, threads' pipes and libraries; it can't start with 64
+
+
+class ServerDiedError(CheckError):
+    """The server ended by itself."""
 
 
 @dataclass
@@ -55,10 +69,23 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path | None  # None: it writes to this process's stderr
 
+    @property
+    def ports(self) -> dict[str, int]:
+        return {name: int(getattr(self, name).rpartition(":")[2]) for name in PORTS}
+
     def wait(self) -> None:
-        """Blocks as long as the server lives. Raises CheckError when it ends by itself."""
+        """Blocks as long as the server lives. Raises ServerDiedError when it ends by itself.
+
+        Its log is kept then, in a file that the error names.
+        """
         code = self.process.wait()
-        raise CheckError(f"tritonserver ended by itself with code {code}{_reasons(self.log)}")
+        kept = ""
+        if self.log:
+            descriptor, name = tempfile.mkstemp(prefix="nin-triton-", suffix=".log")
+            with os.fdopen(descriptor, "wb") as copy:
+                copy.write(self.log.read_bytes())
+            kept = f"; its log is {name}"
+        raise ServerDiedError(f"tritonserver ended by itself: {_cause(code, self.log)}{kept}")
 
 
 @contextmanager
@@ -72,13 +99,16 @@ def serve(
     verbose: bool = False,
     extra: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Starts a server on `repository`, yields it when it is ready, stops it with its children.
+    """Starts a server on `repository`, yields it when it is ready, and stops it.
+
+    Should this process be killed, the server ends too.
 
     Args:
+        host: an address of this machine, IPv4 or IPv6.
         ports: for "http", "grpc" and "metrics"; 0 takes a free one.
         control_mode: "explicit" loads all and more by the API, "poll" follows the files, "none"
             loads all and stays so.
-        threads: of every model's process; None leaves it to the runtimes, one per core.
+        threads: of every model; None leaves it to the runtimes, one per core.
         verbose: lets the server's log through to stderr.
         extra: further options of tritonserver.
 
@@ -88,6 +118,7 @@ def serve(
     """
     binary = find_tritonserver()
     require_published(repository)
+    _require_open_files()
     addresses = _addresses(host, PORTS if ports is None else ports)
     with tempfile.TemporaryDirectory(prefix="nin-triton-") as temporary:
         folder = Path(temporary)
@@ -104,16 +135,17 @@ def serve(
                 stdin=subprocess.DEVNULL,
                 stdout=None if verbose else sink,
                 stderr=None if verbose else sink,
-                cwd=TRITON / "python",  # first in the stubs' path, PYTHONPATH isn't: its numpy wins
+                cwd=folder,
                 env=_environment(threads),
-                start_new_session=True,  # Ctrl-C is ours to handle; and a group to kill
+                start_new_session=True,  # Ctrl-C is ours to handle
+                preexec_fn=_end_with_parent,
             )
         server = Server(**addresses, process=process, log=log)
         try:
             _wait_until_ready(server)
             yield server
         finally:
-            _stop(process, folder.name)
+            _stop(process)
 
 
 @contextmanager
@@ -130,30 +162,20 @@ def serve_artifacts(artifacts: Path) -> Iterator[Server]:
             yield server
 
 
-def find_tritonserver(triton: Path = TRITON) -> Path:
+def find_tritonserver(triton: Path = TRITON, backend: Path = BACKEND) -> Path:
     """The server's binary. Raises InputError where it can't run here, with what to do."""
     binary = triton / _SERVER.relative_to(TRITON) / "bin" / "tritonserver"
-    if _PYTHON not in PYTHONS:
-        raise InputError(
-            f"the embedded Triton runs with Python {' or '.join(PYTHONS)}, this is {_PYTHON}; "
-            "make the environment anew: `make clean demo PYTHON=python3.12`"
-        )
-    if not (binary.is_file() and (triton / "python" / "numpy").is_dir()):
+    if not binary.is_file():
         raise InputError(
             f"no embedded Triton in {triton}; install it (Linux x86_64, glibc 2.35 or newer) with "
-            f"`python -m pip install --no-deps --target {triton} {WHEEL}` and "
-            f"`python -m pip install --no-deps --target {triton / 'python'} {NUMPY}`, "
+            f"`python -m pip install --no-deps --target {triton} {WHEEL}`, "
             "or use the container: `python scripts/serve.py --docker`"
         )
-    library = f"libpython{_PYTHON}.so.1.0"
-    if not (_own_libpython() / library).is_file():
-        try:
-            ctypes.CDLL(library)
-        except OSError as error:
-            raise InputError(
-                f"the embedded Triton needs {library}, which isn't on this system; "
-                f"on Debian and Ubuntu: apt-get install libpython{_PYTHON}"
-            ) from error
+    if not backend.is_file():
+        raise InputError(
+            f"no {backend.name} in {backend.parent}, which the embedded Triton needs; build it by "
+            "`make cpp`, or use the container: `python scripts/serve.py --docker`"
+        )
     return binary
 
 
@@ -161,34 +183,46 @@ def docker_command(repository: Path, ports: dict[str, int]) -> str:
     """The command that serves the same repository from the image of deploy/Dockerfile."""
     published = " ".join(f"-p {HOST}:{ports[name]}:{inside}" for name, inside in PORTS.items())
     image = f"nin-triton:{RELEASE}"
+    mount = shlex.quote(f"type=bind,src={repository.resolve()},dst=/models,readonly")
     return (
         f"docker build -t {image} -f deploy/Dockerfile . &&\n"
         f"docker run --rm --shm-size=1g {published} \\\n"
-        f"  -v {repository.resolve()}:/models:ro {image} \\\n"
+        f"  --mount {mount} {image} \\\n"
         "  tritonserver --model-repository=/models --disable-auto-complete-config \\\n"
         "  --model-control-mode=explicit --load-model='*'"
     )
 
 
+def is_loopback(host: str) -> bool:
+    return host == "::1" or host.startswith("127.")
+
+
+def _require_open_files() -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= limit < _OPEN_FILES:
+        raise InputError(
+            f"at most {limit} files may be open here, and tritonserver needs {_OPEN_FILES}; "
+            f"raise the limit: `ulimit -n {_OPEN_FILES}`"
+        )
+
+
 def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
     """host:port by protocol; the ports are held until all are known to be free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    shown = f"[{host}]" if ":" in host else host
     addresses = {}
-    holders = []
-    try:
+    with contextlib.ExitStack() as holders:
         for name, port in ports.items():
-            holders.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            holders[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder = holders.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                holders[-1].bind((host, port))
+                holder.bind((host, port))
             except (OSError, OverflowError) as error:
                 raise InputError(
-                    f"can't listen on {host}:{port} ({error}); choose another --{name}-port, "
+                    f"can't listen on {shown}:{port} ({error}); choose another --{name}-port, "
                     "0 for a free one, or stop what listens there"
                 ) from error
-            addresses[name] = f"{host}:{holders[-1].getsockname()[1]}"
-    finally:
-        for holder in holders:
-            holder.close()
+            addresses[name] = f"{shown}:{holder.getsockname()[1]}"
     return addresses
 
 
@@ -198,48 +232,64 @@ def _options(
     listen = []
     for name, address in addresses.items():
         host, _, port = address.rpartition(":")
+        if name != "grpc" and host.startswith("["):
+            host = f"ipv6:{host[1:-1]}"  # so its HTTP library spells it
         listen += [f"--{name}-address={host}", f"--{name}-port={port}"]
-    mode = {"explicit": ["--load-model=*"], "poll": [f"--repository-poll-secs={_POLL_S}"]}
-    # the shared memory of a server that had to be killed can be found by its name
-    shared_memory = [
-        f"--backend-config={backend},shm-region-prefix-name={folder.name}"
-        for backend in ("python", *(p.name for p in BACKENDS.iterdir() if p.is_dir()))
-    ]
+    mode = {
+        "explicit": [f"--load-model={model.name}" for model in MODELS],
+        "poll": [f"--repository-poll-secs={_POLL_S}"],
+    }
+    served = repository.resolve()
+    if not str(served).isprintable():
+        raise InputError(f"{str(served)!r}: the server can't read this path; rename or link it")
+    if control_mode != "explicit":
+        served = _link_models(served, folder / "models")
     return [
-        f"--model-repository={repository.resolve()}",
+        f"--model-repository={served}",
         f"--backend-directory={_lay_backends(folder)}",
         f"--cache-directory={_SERVER / 'caches'}",
         "--disable-auto-complete-config",
         f"--model-control-mode={control_mode}",
         *mode.get(control_mode, []),
         *listen,
+        *_restrictions(),
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
-        *shared_memory,
     ]
+
+
+def _link_models(repository: Path, folder: Path) -> Path:
+    """A folder of links to the models: whatever else lies beside them would end the server."""
+    folder.mkdir()
+    for model in MODELS:
+        (folder / model.name).symlink_to(repository / model.name)
+    return folder
 
 
 def _lay_backends(folder: Path) -> Path:
     """A backend folder of copies: Triton refuses libraries that links lead out of it."""
     backends = folder / "backends"
-    shutil.copytree(BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(_SERVER / "backends" / "python", backends / "python")
-    stub = _SERVER / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
-    shutil.copy2(stub, backends / "python")
+    for name in BACKENDS:
+        (backends / name).mkdir(parents=True)
+        shutil.copy2(BACKEND, backends / name / f"libtriton_{name}.so")
     return backends
 
 
+def _restrictions() -> list[str]:
+    """Options that close to web pages what loads code or writes files: they can't add a header."""
+    ((header, value),) = CONTROL.items()
+    apis = "model-repository,trace,logging"
+    return [
+        f"--http-restricted-api={apis}:{header}={value}",
+        f"--grpc-restricted-protocol={apis}:{header}={value}",
+    ]
+
+
 def _environment(threads: int | None) -> dict[str, str]:
-    # the stub finds its packages by the first python3 on the PATH
+    libraries = [str(TRITON / "nvidia_pytriton.libs"), os.environ.get("LD_LIBRARY_PATH", "")]
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        "LD_LIBRARY_PATH": ":".join(
-            [
-                str(TRITON / "nvidia_pytriton.libs"),
-                str(_own_libpython()),
-                *filter(None, [os.environ.get("LD_LIBRARY_PATH")]),
-            ]
-        ),
+        "NIN_PYTHON": sys.executable,  # whose packages the backends import
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         "ORT_DISABLE_TELEMETRY": "1",
         "OMP_WAIT_POLICY": "passive",  # one model's threads must not spin while another works
         "NVIDIA_TF32_OVERRIDE": "0",  # what was proven is float32
@@ -249,23 +299,34 @@ def _environment(threads: int | None) -> dict[str, str]:
     return environment
 
 
-def _own_libpython() -> Path:
-    """Where this interpreter keeps its shared library, if it was built with one."""
-    return Path(sysconfig.get_config_var("LIBDIR") or "/nowhere")
+def _end_with_parent() -> None:
+    """Lets the kernel kill the server should this process be killed: prctl(PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _wait_until_ready(server: Server) -> None:
     host, _, port = server.http.rpartition(":")
-    local = HOST if host in ("0.0.0.0", "") else host  # noqa: S104
-    url = f"http://{local}:{port}/v2/health/ready"
+    local = {"0.0.0.0": HOST, "[::]": "[::1]"}.get(host, host)  # noqa: S104
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            raise CheckError(f"tritonserver can't start{_reasons(server.log)}")
-        with suppress(OSError), urllib.request.urlopen(url, timeout=1):
+        if (code := server.process.poll()) is not None:
+            end = f" ({_cause(code, server.log)})" if code < 0 else ""
+            raise CheckError(f"tritonserver can't start{end}{_reasons(server.log)}")
+        if _is_ready(f"http://{local}:{port}/v2"):
             return
         time.sleep(0.05)
     raise CheckError(f"tritonserver isn't ready after {_READY_TIMEOUT_S} s{_reasons(server.log)}")
+
+
+def _is_ready(url: str) -> bool:
+    """Whether Triton answers there, and nobody else, that all models are ready."""
+    # never through a proxy of the environment
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        opener.open(f"{url}/health/ready", timeout=1).close()
+        with opener.open(url, timeout=1) as answer:
+            return bool(json.load(answer)["name"] == "triton")
+    return False
 
 
 def _reasons(log: Path | None) -> str:
@@ -273,25 +334,29 @@ def _reasons(log: Path | None) -> str:
     if log is None:
         return "; its log is above"
     text = log.read_text(errors="replace")
-    found = re.findall(r"""failed to load '(\w+)' version (\d+): (.+?)["\n]""", text)
-    reasons = [f"{model} version {version}: {reason}" for model, version, reason in found]
+    failures = re.findall(r"""failed to load '(\w+)' version (\d+): (.+?)["\n]""", text)
+    reasons = [f"{model} version {version}: {reason}" for model, version, reason in failures]
     reasons += re.findall(r"Poll failed for model directory (.+?)\"", text)
     reasons = list(dict.fromkeys(reasons)) or text.strip().splitlines()[-1:]
     return ":" + "".join(f"\n  {reason}" for reason in reasons)
 
 
-def _stop(process: subprocess.Popen[bytes], prefix: str) -> None:
+def _cause(code: int, log: Path | None) -> str:
+    """Why the server ended, in one line: what C++ says of an exception, and the signal."""
+    text = log.read_text(errors="replace") if log else ""
+    what = re.findall(r"what\(\): +(.+)", text)[-1:]
+    try:
+        end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    except ValueError:
+        end = f"signal {-code}"
+    return ", ".join([*what, end])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
     try:
         process.wait(_EXIT_TIMEOUT_S + 5)
     except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # normally nothing is left: a server that hangs, or stubs of one that was killed
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
-        # what a killed server leaves
-        for region in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108
-            region.unlink(missing_ok=True)

@@ -4,16 +4,21 @@ The same file, names and checks at load as the C++ backend, and those of its par
 https://github.com/triton-inference-server/onnxruntime_backend
 """
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
-import triton_python_backend_utils as utils
 from numpy.typing import NDArray
 
-from nin.triton.stand_in import boolean, execute, integer, model_path
+from nin.triton.backends.batching import (
+    INVALID_ARG,
+    Answer,
+    BackendError,
+    Inputs,
+    Instance,
+    dims,
+    execute,
+)
 
 # `optimization { graph { level } }`; the C++ backend reads 0, the default, as everything.
 _LEVELS = {
@@ -32,18 +37,15 @@ _TYPES = {
 }  # fmt: skip
 
 
-class TritonPythonModel:
-    def initialize(self, args: dict[str, str]) -> None:
-        self._config = json.loads(args["model_config"])
-        path = model_path(args, self._config, "model.onnx")
-        on_gpu = args["model_instance_kind"] == "GPU"
-        device = int(args["model_instance_device_id"]) if on_gpu else None
-        self._session = _open(path, self._config, device)
+class OnnxModel:
+    def __init__(self, instance: Instance) -> None:
+        self._config = instance.config
+        self._session = _open(instance)
         _check(self._session, self._config)
         self._inputs = [i["name"] for i in self._config["input"]]
         self._outputs = [o["name"] for o in self._config["output"]]
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Inputs]) -> list[Answer]:
         return execute(requests, self._config, self._run)
 
     def _run(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -51,20 +53,24 @@ class TritonPythonModel:
             feed = dict(zip(self._inputs, inputs, strict=True))
             outputs: list[NDArray[Any]] = self._session.run(self._outputs, feed)
         except Exception as error:  # its exceptions share no other base class
-            raise RuntimeError(f"onnx runtime error: {error}") from error
+            raise BackendError(f"onnx runtime error: {error}") from error
         return outputs
 
 
-def _open(path: Path, config: dict[str, Any], device: int | None) -> onnxruntime.InferenceSession:
+load = OnnxModel
+
+
+def _open(instance: Instance) -> onnxruntime.InferenceSession:
+    path, config = instance.file("model.onnx"), instance.config
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     level = config.get("optimization", {}).get("graph", {}).get("level", 0)
     options.graph_optimization_level = _LEVELS.get(
         level, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     )
-    mode = integer(config, "execution_mode")
+    mode = instance.integer("execution_mode")
     if mode not in (0, 1):
-        raise utils.TritonModelException(
+        raise BackendError(
             f"Invalid configuration value provided. Expected values for execution_mode "
             f"are 0 or 1 but got {mode}."
         )
@@ -72,41 +78,57 @@ def _open(path: Path, config: dict[str, Any], device: int | None) -> onnxruntime
         onnxruntime.ExecutionMode.ORT_PARALLEL if mode else onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     )
     # beyond the C++ backend: OMP_NUM_THREADS, so that `serve.py --threads` limits all models
-    threads = integer(config, "intra_op_thread_count") or int(os.environ.get("OMP_NUM_THREADS", 0))
+    threads = instance.integer("intra_op_thread_count") or int(os.environ.get("OMP_NUM_THREADS", 0))
     options.intra_op_num_threads = threads
-    options.inter_op_num_threads = integer(config, "inter_op_thread_count")
-    options.enable_cpu_mem_arena = boolean(config, "enable_mem_arena", True)
-    options.enable_mem_pattern = boolean(config, "enable_mem_pattern", True)
+    options.inter_op_num_threads = instance.integer("inter_op_thread_count")
+    options.enable_cpu_mem_arena = instance.boolean("enable_mem_arena", True)
+    options.enable_mem_pattern = instance.boolean("enable_mem_pattern", True)
+    _refuse_accelerators(instance)
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device is not None:
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
+    if instance.device is not None:
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": instance.device}))
     try:
         session = onnxruntime.InferenceSession(path, options, providers)
     except Exception as error:
-        raise utils.TritonModelException(f"onnx runtime error: {error}") from error
-    if device is not None and "CUDAExecutionProvider" not in session.get_providers():
-        raise utils.TritonModelException(
+        raise BackendError(f"onnx runtime error: {error}") from error
+    if instance.device is not None and "CUDAExecutionProvider" not in session.get_providers():
+        raise BackendError(
             f"unable to load model '{config['name']}': onnxruntime has no CUDA here; "
             "set the instance group's kind to KIND_CPU"
         )
     return session
 
 
+def _refuse_accelerators(instance: Instance) -> None:
+    """None is built in here but CUDA: what isn't known is refused, as officially."""
+    accelerators = instance.config.get("optimization", {}).get("execution_accelerators", {})
+    requested = list(accelerators.get("cpu_execution_accelerator", []))
+    if instance.device is not None:
+        gpu = accelerators.get("gpu_execution_accelerator", [])
+        requested += [a for a in gpu if a["name"] != "cuda"]
+    for accelerator in requested:
+        raise BackendError(
+            f"unknown Execution Accelerator '{accelerator['name']}' is requested", INVALID_ARG
+        )
+
+
 def _check(session: onnxruntime.InferenceSession, config: dict[str, Any]) -> None:
     """The config must describe the model: count of inputs, names, datatypes, shapes."""
     found, expected = len(session.get_inputs()), len(config["input"])
     if found != expected:
-        raise utils.TritonModelException(
+        raise BackendError(
             f"unable to load model '{config['name']}', configuration expects {expected} inputs, "
-            f"model provides {found}"
+            f"model provides {found}",
+            INVALID_ARG,
         )
     for kind, tensors in (("input", session.get_inputs()), ("output", session.get_outputs())):
         known = {tensor.name: tensor for tensor in tensors}
         for io in config[kind]:
             if io["name"] not in known:
-                raise utils.TritonModelException(
+                raise BackendError(
                     f"unexpected inference {kind} '{io['name']}', allowed {kind}s are: "
-                    f"{', '.join(sorted(known))}"
+                    f"{', '.join(sorted(known))}",
+                    INVALID_ARG,
                 )
             _check_tensor(io, known[io["name"]], kind, config)
 
@@ -114,27 +136,29 @@ def _check(session: onnxruntime.InferenceSession, config: dict[str, Any]) -> Non
 def _check_tensor(io: dict[str, Any], tensor: Any, kind: str, config: dict[str, Any]) -> None:
     name, datatype = io["name"], _TYPES.get(tensor.type, tensor.type)
     if io["data_type"] != datatype:
-        raise utils.TritonModelException(
+        raise BackendError(
             f"unable to load model '{config['name']}', configuration expects datatype "
-            f"{io['data_type']} for {kind} '{name}', model provides {datatype}"
+            f"{io['data_type']} for {kind} '{name}', model provides {datatype}",
+            INVALID_ARG,
         )
     model = [d if isinstance(d, int) else -1 for d in tensor.shape]
-    dims = [int(d) for d in io.get("reshape", {}).get("shape", io["dims"])]
     batching = config["max_batch_size"] > 0
     if batching and (not model or model[0] != -1):
-        raise utils.TritonModelException(
+        raise BackendError(
             f"model '{config['name']}', tensor '{name}': for the model to support batching the "
             "shape should have at least 1 dimension and the first dimension must be -1; but "
-            f"shape expected by the model is {model}"
+            f"shape expected by the model is {model}",
+            INVALID_ARG,
         )
-    full = [-1, *dims] if batching else dims
+    full = [-1, *dims(io)] if batching else dims(io)
     # a model's dynamic dimension takes any size of an input, an output must be declared as it is
     fits = len(model) == len(full) and all(
         m == f or (kind == "input" and m == -1) for m, f in zip(model, full, strict=True)
     )
     if not fits:
-        raise utils.TritonModelException(
+        raise BackendError(
             f"model '{config['name']}', tensor '{name}': the model expects {len(model)} dimensions "
             f"(shape {model}) but the model configuration specifies {len(full)} dimensions "
-            f"(shape {full})"
+            f"(shape {full})",
+            INVALID_ARG,
         )
