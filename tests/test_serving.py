@@ -5,16 +5,22 @@ import io
 import json
 import socket
 import struct
+import threading
+import uuid
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+import tritonclient.http
+import tritonclient.utils.shared_memory as shm
 from numpy.typing import NDArray
 from PIL import Image
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from nin.client import URLS, Client, Protocol
@@ -285,10 +291,12 @@ def test_wrong_requests_are_refused_with_the_reason(
     assert status_of(raised.value) in expected
 
 
-def post(server: Server, body: bytes, *, header: int | None = None) -> tuple[int, str]:
+def post(
+    server: Server, body: bytes, *, header: int | None = None, model: str = FASHION_MNIST.name
+) -> tuple[int, str]:
     headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
     with closing(http.client.HTTPConnection(server.http, timeout=30)) as connection:
-        connection.request("POST", "/v2/models/fashion_mnist/infer", body, headers)
+        connection.request("POST", f"/v2/models/{model}/infer", body, headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())["error"]
 
@@ -319,6 +327,76 @@ def test_truncated_binary_bodies_are_refused(
     status, error = post(server, body, header=header)
     assert status == 400
     assert message in error
+
+
+CRAFTED = [(0, 28, 28), (0, 0, 784), (2, 28, 0), (2**40, 28, 28), (784,), (1, 784)]
+
+
+@contextmanager
+def right_neighbours(server: Server, reference: Reference, model: str) -> Iterator[None]:
+    """Four clients that ask all the time, in batches with whatever else comes, and all succeed."""
+    stop, answered = threading.Event(), []
+
+    def ask(index: int) -> None:
+        with connect(server, "grpc") as client:
+            while not stop.is_set():
+                outputs = client.infer(model, {"pixels": reference.pixels[index : index + 1]})
+                assert_right(outputs["logits"], reference, [index])
+                answered.append(index)
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask, index) for index in range(4)]
+        try:
+            yield
+        finally:
+            stop.set()
+        for future in asked:
+            future.result()
+    assert len(answered) > 20
+
+
+@pytest.mark.parametrize("model", ["fashion_mnist", "fashion_mnist_torchscript"])
+def test_a_crafted_request_fails_alone(server: Server, reference: Reference, model: str) -> None:
+    """Shapes of which Triton's core lets some through, over every way in."""
+    with right_neighbours(server, reference, model):
+        for shape in CRAFTED * 5:
+            body, header = binary(bytes(784), declared=784, shape=shape)
+            status, error = post(server, body, header=header, model=model)
+            assert status == 400
+            for reason in (
+                error,
+                by_grpc(server, model, shape),
+                by_shared_memory(server, model, shape),
+            ):
+                assert "shape" in reason or "batch-size must be <= 64" in reason
+
+
+def by_grpc(server: Server, model: str, shape: tuple[int, ...]) -> str:
+    """A request whose shape isn't that of its 784 bytes; the server's reason."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="pixels", datatype="UINT8", shape=shape)
+    request.raw_input_contents.append(bytes(784))
+    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as raised:
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    return str(raised.value.details())
+
+
+def by_shared_memory(server: Server, model: str, shape: tuple[int, ...]) -> str:
+    name = f"nin-test-{uuid.uuid4().hex[:8]}"
+    region = shm.create_shared_memory_region(name, f"/{name}", 784)
+    try:
+        with tritonclient.http.InferenceServerClient(server.http) as client:
+            client.register_system_shared_memory(name, f"/{name}", 784)
+            pixels = tritonclient.http.InferInput("pixels", list(shape), "UINT8")
+            pixels.set_shared_memory(name, 784)
+            with pytest.raises(InferenceServerException) as raised:
+                client.infer(model, [pixels])
+            client.unregister_system_shared_memory(name)
+    finally:
+        shm.destroy_shared_memory_region(region)
+    assert raised.value.status() == "400"
+    return str(raised.value.message())
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,13 @@ def output(name: str, dtype: str = "TYPE_FP32", dims: str = "10") -> Change:
     return added(f'output [ {{ name: "{name}" data_type: {dtype} dims: [ {dims} ] }} ]')
 
 
+def accelerator(kind: str, name: str) -> Change:
+    return added(
+        f"optimization {{ execution_accelerators {{ {kind}_execution_accelerator "
+        f'[ {{ name: "{name}" }} ] }} }}'
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -91,9 +98,10 @@ def output(name: str, dtype: str = "TYPE_FP32", dims: str = "10") -> Change:
         (parameter("inter_op_thread_count", "two"), "'two' to integral number"),
         (parameter("enable_mem_arena", "maybe"), "'maybe' to boolean"),
         (added('default_model_filename: "network.onnx"'), "unable to find"),
+        (accelerator("cpu", "dnnl"), "unknown Execution Accelerator 'dnnl' is requested"),
     ],
     ids=["input name", "output name", "input dtype", "output dtype", "dims", "rank", "wildcard",
-         "inputs", "execution mode", "integer", "boolean", "file"],
+         "inputs", "execution mode", "integer", "boolean", "file", "accelerator"],
 )  # fmt: skip
 def test_onnxruntime_refuses_at_load(
     own: Path, server: Server, change: Change, message: str
@@ -136,8 +144,14 @@ def test_onnxruntime_may_serve_some_outputs_in_any_order(
         (swapped('"INFERENCE_MODE" value { string_value: "true" }',
                  '"INFERENCE_MODE" value { string_value: "yes" }'), "'yes' to boolean"),
         (added('default_model_filename: "network.pt"'), "unable to find"),
+        *((parameter(name, "many"), f"{name}: failed to convert 'many' to") for name in (
+            "INTER_OP_THREAD_COUNT", "ENABLE_JIT_PROFILING", "ENABLE_JIT_EXECUTOR",
+            "ENABLE_TENSOR_FUSER", "ENABLE_WEIGHT_SHARING", "ENABLE_CACHE_CLEANING",
+            "DISABLE_CUDNN")),
+        (parameter("INTRA_OP_THREAD_COUNT", "99999999999"), "to integral number"),
     ],
-    ids=["inputs", "dtype", "unsupported", "integer", "boolean", "file"],
+    ids=["inputs", "dtype", "unsupported", "integer", "boolean", "file", "inter-op", "profiling",
+         "executor", "fuser", "sharing", "cleaning", "cudnn", "range"],
 )  # fmt: skip
 def test_pytorch_refuses_at_load(
     own: Path, server: Server, change: Change, message: str | None
@@ -172,6 +186,101 @@ def test_pytorch_refuses_when_it_runs(
             client.infer(name, {"pixels": np.zeros(shape, np.uint8)})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        parameter("ENABLE_WEIGHT_SHARING", "on"),
+        parameter("DISABLE_CUDNN", "OFF"),
+        parameter("INTRA_OP_THREAD_COUNT", " 2x"),
+    ],
+    ids=["on", "off", "2x"],
+)
+def test_pytorch_reads_values_as_generously_as_officially(
+    own: Path, server: Server, change: Change
+) -> None:
+    name = variant(own, "fashion_mnist_torchscript", change)
+    with Client(server.http) as client:
+        client.load(name)
+
+
+class Odd(torch.nn.Module):
+    """Answers in one of the forms that the official backend refuses."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.dropout = torch.nn.Dropout()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        rows = pixels.flatten(1).float()
+        if self.form == "one row":
+            return rows[:1]
+        if self.form == "list":
+            return [rows, rows]  # type: ignore[return-value]
+        if self.form == "scalar":
+            return rows.sum()
+        return self.dropout(rows)
+
+
+def odd_model(own: Path, form: str) -> str:
+    """A model of 28x28 pixels to 784 numbers; returns its name."""
+    folder = own / f"variant_{len(list(own.glob('variant_*')))}"
+    (folder / "1").mkdir(parents=True)
+    with ignore_deprecations():
+        module = torch.jit.trace(Odd(form), torch.ones(2, 28, 28), check_trace=False, strict=False)
+        module.save(folder / "1" / "model.pt")
+    (folder / "config.pbtxt").write_text(
+        f'name: "{folder.name}" backend: "pytorch" max_batch_size: 4\n'
+        'input [ { name: "pixels" data_type: TYPE_FP32 dims: [ 28, 28 ] } ]\n'
+        'output [ { name: "rows" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
+    )
+    return folder.name
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "message"),
+    [
+        ("one row", "501", "expected batch size of at least 3 in model output, got 1"),
+        ("list", "500", "must be of type Tensor, received list"),
+        ("scalar", "400", "output 'rows' is a scalar which is not supported"),
+    ],
+)
+def test_pytorch_refuses_what_is_no_batch_of_tensors(
+    own: Path, server: Server, form: str, status: str, message: str
+) -> None:
+    name = odd_model(own, form)
+    with Client(server.http) as client:
+        client.load(name)
+        with pytest.raises(ServerError, match=message) as raised:
+            client.infer(name, {"pixels": np.ones((3, 28, 28), np.float32)})
+        assert raised.value.__cause__.status() == status  # type: ignore[union-attr]
+        counts = client.statistics(name)["inference_stats"]
+    assert (counts["fail"]["count"], counts["success"]["count"]) == (1, 0)
+
+
+def test_pytorch_leaves_a_module_in_the_mode_it_was_saved_in(own: Path, server: Server) -> None:
+    """Dropout saved in training mode drops: the gate closes on it, and evaluation isn't forced."""
+    name = odd_model(own, "dropout")
+    with Client(server.http) as client:
+        client.load(name)
+        rows = client.infer(name, {"pixels": np.ones((1, 28, 28), np.float32)})["rows"]
+    assert set(rows.flat) == {0, 2}
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist_torchscript", "decode_image"])
+def test_a_warm_up_that_would_fail_is_refused_at_load(own: Path, server: Server, name: str) -> None:
+    """Else Triton 24.10 frees its error twice, and dies."""
+    folder = own / f"variant_{len(list(own.glob('variant_*')))}"
+    shutil.copytree(own / name, folder)
+    if name == "decode_image":
+        (folder / "warmup" / "encoded_image").write_bytes(b"\x03\0\0\0bad")
+    else:
+        shutil.copy(own / "nin_torchscript" / "1" / "model.pt", folder / "1")
+    config = folder / "config.pbtxt"
+    config.write_text(config.read_text().replace(f'name: "{name}"', f'name: "{folder.name}"'))
+    refused(server, folder.name, "warm-up 'one' fails: ")
+
+
 class Difference(torch.nn.Module):
     def forward(self, minuend: torch.Tensor, subtrahend: torch.Tensor) -> list[torch.Tensor]:
         return minuend - subtrahend, minuend + subtrahend  # type: ignore[return-value]
@@ -185,6 +294,7 @@ class Difference(torch.nn.Module):
         (("a", "b"), ("difference", "sum"), False, False),  # else the config's order
         (("a", "b"), ("sum__1", "difference__0"), False, False),
         (("a__1", "b"), ("sum__0", "difference__x"), False, True),  # one of another form: order
+        (("a", "b"), ("difference__b__1", "sum__0"), False, False),  # the first __ counts
     ],
 )
 def test_pytorch_naming_conventions(
