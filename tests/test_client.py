@@ -513,16 +513,6 @@ def test_the_other_model_and_shared_memory(script: Script, server: Server) -> No
     assert "Pullover" in ended.out
 
 
-def test_an_idx_file_without_images_is_a_table_without_rows(
-    script: Script, server: Server, tmp_path: Path
-) -> None:
-    path = tmp_path / "empty.idx"
-    path.write_bytes(idx(2051, 0, 28, 28, size=0))
-    ended = script(CLASSIFY, path, "--url", server.http)
-    assert (ended.code, ended.err) == (0, "")
-    assert len(ended.out.splitlines()) == 2
-
-
 def idx(*header: int, size: int = 784) -> bytes:
     return np.array(header, ">u4").tobytes() + bytes(size)
 
@@ -533,11 +523,21 @@ def idx(*header: int, size: int = 784) -> bytes:
         (None, "no image file at"),
         (b"", r"encoded_image 0 \(0 bytes\): not a whole PNG or JPEG file"),
         (b"text", "not a whole PNG or JPEG file"),
-        (idx(2049, 1, 28, 28), "not a whole PNG or JPEG file"),
-        (idx(2051, 1, 28, 27), r"its header is \[2051, 1, 28, 27\]"),
+        (b"\0\0\1\0 an icon", "not a whole PNG or JPEG file"),
+        (b"\0\0\x08\0", "not a whole PNG or JPEG file"),
+        (idx(2049, 784), r"is an IDX file of uint8 \(784,\) \(labels\?\), expected images"),
+        (gzip.compress(idx(2049, 784)), r"is an IDX file of uint8 \(784,\) \(labels\?\)"),
+        (idx(0xD04, 1, 1, 14, 14), r"is an IDX file of float32 \(1, 1, 14, 14\), expected images"),
+        (idx(0x903, 1, 28, 28), r"is an IDX file of int8 \(1, 28, 28\), expected images"),
+        (idx(2051, 1, 28, 27), r"is an IDX file of uint8 \(1, 28, 27\), expected .* 28, 28\)"),
+        (b"\0\0\x08\xff", "is an IDX file of uint8"),
+        (b"\0\0\x08\3\0", r"is an IDX file of uint8 \(0, 0, 0\)"),
+        (idx(2051, 0, 28, 28, size=0), "holds no images"),
+        (gzip.compress(idx(2051, 0, 28, 28, size=0)), "holds no images"),
         (idx(2051, 2, 28, 28), "promises 2 images, 1584 bytes; it has 800 bytes"),
         (idx(2051, 1, 28, 28, size=783), "it has 799 bytes"),
-        (gzip.compress(idx(2049, 1)), "isn't an IDX file of 28x28 images"),
+        (gzip.compress(b"text"), "isn't an IDX file: it starts with 74 65 78 74, expected 00 00"),
+        (gzip.compress(b""), "isn't an IDX file: it starts with nothing"),
         (gzip.compress(idx(2051, 1, 28, 28))[:-9], "can't decompress"),
     ],
 )
