@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nin.errors import CheckError, InputError, explain
-from nin.paths import WEIGHTS
+from nin.paths import ROOT, WEIGHTS
 
 # What writing fails with; Python doesn't say of which file.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -49,6 +49,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 def _end(main: Callable[[], None]) -> tuple[int, str]:
     """Runs a script; its exit code, and the reason where it failed."""
     try:
+        _require_own_package()
         main()
     except SystemExit as end:  # argparse, and SIGTERM
         return int(end.code or 0), ""
@@ -65,6 +66,17 @@ def _end(main: Callable[[], None]) -> tuple[int, str]:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, "interrupted"
     return 0, ""
+
+
+def _require_own_package() -> None:
+    """Raises InputError where the script of a copied checkout would run the original's package."""
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
+    checkout = script.parent.parent
+    if (checkout / "src" / "nin").is_dir() and checkout != ROOT:
+        raise InputError(
+            f"this script is of {checkout}, but its Python runs the code of {ROOT}; "
+            "make an environment of its own: `make .venv/complete`"
+        )
 
 
 def _lost(error: OSError) -> tuple[int, str]:
