@@ -52,5 +52,10 @@ bench: cpp  ## serving against onnxruntime in process, and C++ against Python
 clean:  ## remove what can be made again, the environment included
 	rm -rf artifacts .venv .triton cpp_client/build .mypy_cache .pytest_cache .ruff_cache
 
+# An environment holds the path of the checkout that made it: in a copied or moved one it would run the
+# original's code, so it is made anew.
+ifneq ($(shell cat .venv/complete 2> /dev/null),$(CURDIR))
+.PHONY: .venv/complete
+endif
 .venv/complete: pyproject.toml constraints.txt scripts/bootstrap.sh
 	@scripts/bootstrap.sh

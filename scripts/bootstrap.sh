@@ -16,6 +16,7 @@ command -v "$python" > /dev/null || fail "no '$python' found; install Python >= 
 
 start=$SECONDS
 echo "==> Making .venv with $("$python" --version): the PyTorch packages are several GB, this takes minutes"
+if [ -L .venv ]; then rm .venv; fi  # a link leads to another checkout's, which stays as it is
 "$python" -m venv --clear .venv
 quiet=--quiet
 [ -t 1 ] && quiet=  # someone is watching: show pip's progress
@@ -31,5 +32,5 @@ if ! { [ "$(uname -sm)" = "Linux x86_64" ] \
   rm -rf .triton
   echo "==> No embedded Triton: it needs Linux x86_64 and glibc 2.35"
 fi
-touch .venv/complete
+pwd -P > .venv/complete  # the Makefile compares it with where the checkout is now
 echo "==> Environment ready after $((SECONDS - start)) s"

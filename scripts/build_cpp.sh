@@ -31,6 +31,11 @@ command -v cmake > /dev/null || fail "no cmake found; docs/cpp.md lists what the
 
 start=$SECONDS
 cd cpp_client
+# CMake refuses a build folder that came from elsewhere with a copied or moved checkout.
+cache=build/$preset/CMakeCache.txt
+if [ -f "$cache" ] && ! grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$(pwd -P)" "$cache"; then
+  rm -rf "build/$preset"
+fi
 unset MAKEFLAGS MAKELEVEL  # of the make that called: it would print every folder
 cmake --preset "$preset" --log-level=WARNING > /dev/null
 cmake --build --preset "$preset" --parallel "$(getconf _NPROCESSORS_ONLN)" \

@@ -1,6 +1,9 @@
 import json
+import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from nin.artifact import (
     make_folder,
     read_artifact,
     read_manifest,
+    sweep,
+    temporary_path,
     write_atomically,
 )
 from nin.contract import FASHION_MNIST, LABELS
@@ -30,10 +35,70 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert path.read_bytes() == b"first"
 
 
-def test_sweeps_up_what_a_killed_writer_left(tmp_path: Path) -> None:
-    (tmp_path / ".nin.onnx.1234.tmp").write_bytes(b"half")
+@pytest.fixture
+def ended() -> int:
+    """The id of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def test_sweeps_up_what_a_killed_writer_left(tmp_path: Path, ended: int) -> None:
+    (tmp_path / f".nin-nin.onnx.{ended}.tmp").write_bytes(b"half")
+    staged = tmp_path / f".nin-2.{ended}.tmp" / "below"
+    staged.mkdir(parents=True)
+    temporary_path(tmp_path / "own").touch()
     with locked(tmp_path):
         assert list(tmp_path.iterdir()) == []
+
+
+def test_does_not_sweep_what_is_not_its_own(tmp_path: Path, ended: int) -> None:
+    """Other programs' files, a living writer's, and links with all they lead to."""
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    for name in (
+        f".notes.{ended}.tmp", ".notes.tmp", f"nin-x.{ended}.tmp", f".nin-x.{ended}.tmp.bak",
+        ".nin-x.tmp", ".nin-x.y.tmp", f".nin-.{ended}.tmp", f".nin-x.{os.getppid()}.tmp",
+        ".nin-x.1.tmp", f".nin-x.{'9' * 40}.tmp",
+    ):  # fmt: skip
+        (folder / name / "below").mkdir(parents=True)
+        (folder / f"{name[:-4]}.file.tmp").touch()
+    (folder / f".nin-link.{ended}.tmp").symlink_to(elsewhere)
+    (folder / f".nin-file.{ended}.tmp").symlink_to(elsewhere / "file")
+    (folder / f".nin-broken.{ended}.tmp").symlink_to(elsewhere / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    sweep(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """Files of at most 1,000 bytes: what a full disk does to a test that isn't root's."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_says_which_file_cannot_be_written_and_what_helps(tmp_path: Path, limited: None) -> None:
+    path = tmp_path / "file"
+    message = rf"^can't write {path}: File too large; .*ulimit -f"
+    with pytest.raises(InputError, match=message):
+        write_atomically(path, bytes(2000))
+    message = rf"^can't write {path}: No space left on device; free some space"
+    with pytest.raises(InputError, match=message), atomic_path(path):
+        Path("/dev/full").write_bytes(b"1")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="File name too long; choose a shorter name"):
+        write_atomically(tmp_path / ("a" * 250), b"")
+
+
+def test_leaves_the_errors_of_other_files_alone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"), atomic_path(tmp_path / "file"):
+        (tmp_path / "nowhere").read_bytes()
+    with pytest.raises(OSError, match="^of no file$"), atomic_path(tmp_path / "file"):
+        raise OSError("of no file")
 
 
 def test_two_writers_do_not_lose_each_others_entries(tmp_path: Path) -> None:

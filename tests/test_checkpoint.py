@@ -79,6 +79,34 @@ def test_names_the_first_tensor_that_does_not_fit(tmp_path: Path) -> None:
             load_checkpoint(write(path, poisoned, ARGUMENTS))
 
 
+def test_names_weights_that_need_a_conversion(tmp_path: Path) -> None:
+    path, good = tmp_path / "w.safetensors", NiN().state_dict()
+    convert = r"load it into NiN\(\) and write that with nin\.checkpoint\.save_checkpoint"
+
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        torch.save(good, tmp_path / "w.pt", **options)
+        with pytest.raises(InputError, match=rf"w\.pt is a file of torch\.save, .*; {convert}"):
+            load_checkpoint(tmp_path / "w.pt")
+
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(good, "a")}, indent=2))
+    with pytest.raises(InputError, match=f"index of weights in several files .*, {convert}"):
+        load_checkpoint(index)
+
+    for prefix in ("module.", "_orig_mod.", "model.network."):
+        named = {f"{prefix}{name}": tensor for name, tensor in good.items()}
+        for metadata in ({}, ARGUMENTS):
+            with pytest.raises(InputError, match=f"'{prefix}' before .* of every .*, {convert}"):
+                load_checkpoint(write(path, named, metadata))
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        cast = {name: tensor.to(dtype) for name, tensor in good.items()}
+        for metadata in ({}, ARGUMENTS):
+            message = f"is {str(dtype)[6:]} .*, expected float32; {convert}"
+            with pytest.raises(InputError, match=message):
+                load_checkpoint(write(path, cast, metadata))
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [

@@ -5,17 +5,21 @@ import gzip
 import json
 import re
 import socket
+import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-from nin.client import URLS, AsyncClient, Client, Prediction, Protocol
+from nin.client import IN_FLIGHT, URLS, AsyncClient, Client, Prediction, Protocol
 from nin.contract import LABELS
 from nin.errors import InputError, ServerError, UnreachableError
 from nin.images import encode_png
@@ -119,6 +123,39 @@ def test_a_region_that_the_server_still_holds_is_given_back_a_moment_later(
         assert len(held) == 1
 
 
+@protocols
+def test_a_server_that_was_restarted_is_told_of_the_regions_again(
+    server: Server, pixels: Pixels, protocol: Protocol
+) -> None:
+    with Client(getattr(server, protocol), protocol=protocol, shared_memory=True) as client:
+        before = client.classify(pixels[:3])
+        client._client.unregister_system_shared_memory()  # all of them, as a new server
+        assert client.classify(pixels[:3]) == before
+        assert client.classify(pixels[:100])[:3] == before
+
+
+def test_every_input_has_a_region_of_its_own(server: Server) -> None:
+    first, second = np.full((1, 9), 7, np.uint8), np.full((1, 5), 3, np.uint8)
+    with Client(server.http, shared_memory=True) as client:
+        assert client._regions
+        names = [client._regions.put(*one) for one in (("a", first), ("b", second))]
+        contents = [Path("/dev/shm", name).read_bytes() for name in names]  # noqa: S108
+    assert contents == [first.tobytes(), second.tobytes()]
+
+
+@protocols
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_a_request_without_images_is_refused_by_the_server(
+    server: Server, protocol: Protocol, shared_memory: bool
+) -> None:
+    url = getattr(server, protocol)
+    with (
+        Client(url, protocol=protocol, shared_memory=shared_memory) as client,
+        pytest.raises(ServerError, match=f"{url} answers: "),
+    ):
+        client.infer("fashion_mnist", {"pixels": np.zeros((0, 28, 28), np.uint8)})
+
+
 @pytest.mark.parametrize(
     "pixels", [np.zeros((1, 28, 28), np.float32), np.zeros((28, 28), np.uint8)]
 )
@@ -127,10 +164,67 @@ def test_wrong_pixels_are_refused_before_they_are_sent(pixels: Pixels) -> None:
         client.classify(pixels)
 
 
-@pytest.mark.parametrize("url", ["here", "http://127.0.0.1:8000", "127.0.0.1:", ":1", "a:99999"])
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(InputError, match="isn't a server's address; write HOST:PORT"):
-        Client(url)
+NO_ADDRESSES = (
+    "here", "http://127.0.0.1:8000", "127.0.0.1:", ":1", "a:99999", "a:0", f"a:{'1' * 5000}",
+    "::1:8000", "[]:8000", "[a]:8000", "[::1]8000", "[127.0.0.1]:8000", "127.0.0.1:８０００",
+    "127.0.0.1:+1", "127.0.0.1:1\n", "a b:1", "a@b:1", "a?b:1", "a#b:1", "a..b:1", "\udce9:1",
+    f"{'a' * 64}:1",
+)  # fmt: skip
+
+
+@protocols
+@pytest.mark.parametrize("url", NO_ADDRESSES)
+def test_what_is_no_address_is_refused(url: str, protocol: Protocol) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InputError, match=r"isn't a .* write HOST:PORT, as in .* \[::1\]:8000"):
+            kind(url, protocol=protocol)
+
+
+async def async_classify(url: str, protocol: Protocol, pixels: Pixels) -> list[list[Prediction]]:
+    async with AsyncClient(url, protocol=protocol, retries=0) as client:
+        return await client.classify(pixels)
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """A port of ::1 that leads to a server's of 127.0.0.1."""
+
+    address_family = socket.AF_INET6
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("::1", 0), self.relay)  # type: ignore[arg-type]
+        host, _, port = target.rpartition(":")
+        self._target = host, int(port)
+
+    def relay(self, connection: socket.socket, _address: object, _server: object) -> None:
+        with socket.create_connection(self._target) as onward:
+            back = threading.Thread(target=copy, args=(onward, connection))
+            back.start()
+            copy(connection, onward)
+            back.join()
+
+
+def copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@protocols
+def test_ipv6(server: Server, pixels: Pixels, protocol: Protocol) -> None:
+    try:
+        relay = Relay(getattr(server, protocol))
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with relay:
+        threading.Thread(target=relay.serve_forever).start()
+        url = f"[::1]:{relay.server_address[1]}"
+        with Client(url, protocol=protocol, retries=0) as client:
+            found = client.classify(pixels[:2])
+        assert indices(found) == [9, 2]
+        assert asyncio.run(async_classify(url, protocol, pixels[:2])) == found
+        relay.shutdown()
 
 
 # --- servers that are no Triton ---
@@ -193,6 +287,114 @@ def http_answer(status: str, body: bytes, length: int | None = None) -> bytes:
 
 
 IMAGE = np.zeros((1, 28, 28), np.uint8)
+
+
+@pytest.fixture
+def proxy(fake: Callable[[bytes | None], Fake], monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """What the environment names as its proxy, in every way it can."""
+    server = fake(b"")
+    for name in ("http", "https", "grpc", "all"):
+        monkeypatch.setenv(f"{name}_proxy", f"http://{server.url}")
+        monkeypatch.setenv(f"{name.upper()}_PROXY", f"http://{server.url}")
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return server
+
+
+@protocols
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_is_not_sent_what_is_for_this_machine(
+    server: Server, pixels: Pixels, proxy: Fake, protocol: Protocol, host: str
+) -> None:
+    url = f"{host}:{getattr(server, protocol).rpartition(':')[2]}"
+    with Client(url, protocol=protocol, retries=0) as client:
+        assert indices(client.classify(pixels[:2])) == [9, 2]
+    assert indices(asyncio.run(async_classify(url, protocol, pixels[:2]))) == [9, 2]
+    assert proxy.connections == 0
+
+
+def test_a_proxy_is_asked_for_other_machines(proxy: Fake) -> None:
+    with (
+        Client("triton.example:8001", protocol="grpc", timeout_s=5, retries=0) as client,
+        pytest.raises(InputError, match=r"triton\.example:8001"),
+    ):
+        client.classify(IMAGE)
+    assert proxy.connections > 0
+
+
+class Slow(ThreadingHTTPServer):
+    """Answers one request after the other, like a model with one instance, and counts them."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int) -> None:
+        super().__init__(("127.0.0.1", 0), self.handler())
+        self.url = f"127.0.0.1:{self.server_port}"
+        self.status = status
+        self.asked = self.waiting = self.most = 0
+        self.turn = threading.Lock()
+
+    @staticmethod
+    def handler() -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            server: Slow
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.server.asked += 1
+                self.server.waiting += 1
+                self.server.most = max(self.server.most, self.server.waiting)
+                with self.server.turn:
+                    time.sleep(0.05)
+                self.server.waiting -= 1
+                self.wfile.write(classes("0.5:9:Ankle boot", status=self.server.status))
+
+            def log_message(self, *_: Any) -> None: ...
+
+        return Handler
+
+
+def classes(*texts: str, status: int = 200) -> bytes:
+    """Triton's answer to a request for classes, an image for each text."""
+    data = serialize_byte_tensor(np.array(texts, object)).item()
+    output = {"name": "probabilities", "datatype": "BYTES", "shape": [len(texts), 1]}
+    output["parameters"] = {"binary_data_size": len(data)}
+    head = json.dumps({"model_name": "m", "model_version": "1", "outputs": [output]}).encode()
+    answer = http_answer(f"{status} Any", head + data)
+    return answer.replace(
+        b"\r\n", f"\r\nInference-Header-Content-Length: {len(head)}\r\n".encode(), 1
+    )
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_few_batches_are_in_flight_each_with_a_time_of_its_own(status: int) -> None:
+    async def run(url: str) -> int:
+        async with AsyncClient(url, timeout_s=1) as client:
+            return len(await client.classify(np.zeros((64 * 40, 28, 28), np.uint8)))
+
+    with Slow(status) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            if status == 200:
+                assert asyncio.run(run(server.url)) == 40  # after 2 s
+                assert server.most == IN_FLIGHT
+            else:
+                with pytest.raises(ServerError):
+                    asyncio.run(run(server.url))
+                time.sleep(0.5)
+                assert server.asked <= 2 * IN_FLIGHT  # the rest is not asked for
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("value", ["nan", "-nan", "inf", "-inf"])
+def test_a_probability_that_is_none_is_an_error(
+    fake: Callable[[bytes | None], Fake], value: str
+) -> None:
+    server = fake(classes("0.9:9:Ankle boot", f"{value}:3:Dress"))
+    message = rf"{server.url} gives .* class 3 \(Dress\) has the probability {value}"
+    with Client(server.url, retries=0) as client, pytest.raises(ServerError, match=message):
+        client.classify(np.zeros((2, 28, 28), np.uint8))
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -311,16 +513,6 @@ def test_the_other_model_and_shared_memory(script: Script, server: Server) -> No
     assert "Pullover" in ended.out
 
 
-def test_an_idx_file_without_images_is_a_table_without_rows(
-    script: Script, server: Server, tmp_path: Path
-) -> None:
-    path = tmp_path / "empty.idx"
-    path.write_bytes(idx(2051, 0, 28, 28, size=0))
-    ended = script(CLASSIFY, path, "--url", server.http)
-    assert (ended.code, ended.err) == (0, "")
-    assert len(ended.out.splitlines()) == 2
-
-
 def idx(*header: int, size: int = 784) -> bytes:
     return np.array(header, ">u4").tobytes() + bytes(size)
 
@@ -331,11 +523,21 @@ def idx(*header: int, size: int = 784) -> bytes:
         (None, "no image file at"),
         (b"", r"encoded_image 0 \(0 bytes\): not a whole PNG or JPEG file"),
         (b"text", "not a whole PNG or JPEG file"),
-        (idx(2049, 1, 28, 28), "not a whole PNG or JPEG file"),
-        (idx(2051, 1, 28, 27), r"its header is \[2051, 1, 28, 27\]"),
+        (b"\0\0\1\0 an icon", "not a whole PNG or JPEG file"),
+        (b"\0\0\x08\0", "not a whole PNG or JPEG file"),
+        (idx(2049, 784), r"is an IDX file of uint8 \(784,\) \(labels\?\), expected images"),
+        (gzip.compress(idx(2049, 784)), r"is an IDX file of uint8 \(784,\) \(labels\?\)"),
+        (idx(0xD04, 1, 1, 14, 14), r"is an IDX file of float32 \(1, 1, 14, 14\), expected images"),
+        (idx(0x903, 1, 28, 28), r"is an IDX file of int8 \(1, 28, 28\), expected images"),
+        (idx(2051, 1, 28, 27), r"is an IDX file of uint8 \(1, 28, 27\), expected .* 28, 28\)"),
+        (b"\0\0\x08\xff", "is an IDX file of uint8"),
+        (b"\0\0\x08\3\0", r"is an IDX file of uint8 \(0, 0, 0\)"),
+        (idx(2051, 0, 28, 28, size=0), "holds no images"),
+        (gzip.compress(idx(2051, 0, 28, 28, size=0)), "holds no images"),
         (idx(2051, 2, 28, 28), "promises 2 images, 1584 bytes; it has 800 bytes"),
         (idx(2051, 1, 28, 28, size=783), "it has 799 bytes"),
-        (gzip.compress(idx(2049, 1)), "isn't an IDX file of 28x28 images"),
+        (gzip.compress(b"text"), "isn't an IDX file: it starts with 74 65 78 74, expected 00 00"),
+        (gzip.compress(b""), "isn't an IDX file: it starts with nothing"),
         (gzip.compress(idx(2051, 1, 28, 28))[:-9], "can't decompress"),
     ],
 )

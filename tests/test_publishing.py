@@ -212,13 +212,13 @@ def test_a_killed_publisher_leaves_the_repository_as_it_was(artifacts: Path, own
     """Killed while it stages; the next one sweeps up and publishes."""
     publisher = start_publisher(artifacts, own)
     deadline = time.monotonic() + 60
-    while not list(own.glob("*/.2.tmp/*")):
+    while not list(own.glob("*/.nin-2.*.tmp/*")):
         assert publisher.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(publisher.pid, signal.SIGKILL)
     publisher.wait()
-    assert list(own.glob("*/.2.tmp"))
+    assert list(own.glob("*/.nin-2.*.tmp"))
     assert numbers(own) == everywhere(1)
     assert publish(artifacts, own) == 2
     assert not list(own.glob("*/.*.tmp"))

@@ -4,29 +4,46 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nin.contract import Graph
-from nin.errors import InputError
+from nin.errors import InputError, explain
 from nin.reference import Reference
 
 MANIFEST = "manifest.json"
 
+_TEMPORARY = re.compile(r"\.nin-.+\.(\d{1,9})\.tmp", re.DOTALL)
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path`, by which `sweep` knows that this process made it."""
+    return path.with_name(f".nin-{path.name}.{os.getpid()}.tmp")
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; takes its place at the end, or leaves nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yields a temporary name beside `path`; takes its place at the end, or leaves nothing.
+
+    Raises InputError, naming `path`, where the system doesn't let it be written.
+    """
+    temporary = temporary_path(path)
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise  # of another file
+        error.filename = None  # while writing there is none, and nobody knows the temporary one
+        raise InputError(f"can't write {path}: {explain(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the name may be too long for unlinking too
+            temporary.unlink()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -65,12 +82,31 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes temporary files and folders; only a writer that holds the lock may."""
-    for leftover in folder.glob(".*.tmp"):
+    """Removes the temporary files and folders of this process and of those that have ended.
+
+    Only a writer that holds the lock may. Links, and whatever else is there, stay.
+    """
+    for leftover in folder.glob(".nin-*.tmp"):
+        found = _TEMPORARY.fullmatch(leftover.name)
+        if found is None or leftover.is_symlink() or _runs_elsewhere(int(found[1])):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _runs_elsewhere(process: int) -> bool:
+    """Whether an id is that of another process that hasn't ended."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)  # no signal, only the question
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and somebody else's
+        pass
+    return True
 
 
 @dataclass(frozen=True)

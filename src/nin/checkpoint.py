@@ -14,6 +14,16 @@ from nin.artifact import write_atomically
 from nin.errors import InputError
 from nin.model import NiN
 
+# How files begin that torch.save writes, before and since torch 1.6; TorchScript is as the newer.
+_PICKLE, _ZIP = b"\x80\x02", b"PK\x03\x04"
+
+_DTYPE = torch.float32
+
+_CONVERT = (
+    "load it into NiN() and write that with nin.checkpoint.save_checkpoint "
+    '(README, "Use your own weights")'
+)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -50,9 +60,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} isn't a whole safetensors file ({error}); copy or train it again"
-        ) from error
+        raise InputError(_other_format(path, error)) from error
+    _refuse_convertible(path, tensors)
     network = _build(path, metadata)
     _check_tensors(path, network, tensors)
     network.load_state_dict(tensors, assign=True)
@@ -62,6 +71,39 @@ def load_checkpoint(path: Path) -> Checkpoint:
         metrics=_metrics(path, metadata),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
+
+
+def _other_format(path: Path, error: Exception) -> str:
+    """What a file is that safetensors can't read, and what to do with it."""
+    with path.open("rb") as file:
+        start = file.read(100).lstrip()
+    if start.startswith((_PICKLE, _ZIP)):
+        return f"{path} is a file of torch.save, expected safetensors; {_CONVERT}"
+    if start.startswith(b"{"):
+        return (
+            f"{path} is JSON, as the index of weights in several files is, expected the weights; "
+            f"merge the tensors of the .safetensors files that it names, {_CONVERT}"
+        )
+    return f"{path} isn't a whole safetensors file ({error}); copy or train it again"
+
+
+def _refuse_convertible(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises InputError for the network's tensors under other names or in another precision."""
+    with torch.device("meta"):  # for its names only: no memory, no random numbers
+        name = next(iter(NiN().state_dict()))
+    prefix = next((n.removesuffix(name) for n in tensors if n.endswith(f".{name}")), "")
+    if prefix and all(n.startswith(prefix) for n in tensors):
+        raise InputError(
+            f"{path} has {prefix!r} before the name of every tensor, as torch's wrappers of a "
+            f"network add it; take it away: {{name.removeprefix({prefix!r}): tensor ...}}, "
+            f"{_CONVERT}"
+        )
+    other = next((n for n, t in tensors.items() if t.is_floating_point() and t.dtype != _DTYPE), "")
+    if other:
+        raise InputError(
+            f"{path} is in another precision: {other} is {_describe(tensors[other])}, expected "
+            f"float32; {_CONVERT}: load_state_dict converts it"
+        )
 
 
 def _build(path: Path, metadata: dict[str, str]) -> NiN:

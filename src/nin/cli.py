@@ -1,6 +1,9 @@
 """What the scripts share on the terminal: how they end, tables, options."""
 
 import argparse
+import errno
+import io
+import os
 import platform
 import signal
 import sys
@@ -8,8 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from nin.errors import CheckError, InputError
-from nin.paths import WEIGHTS
+from nin.errors import CheckError, InputError, explain
+from nin.paths import ROOT, WEIGHTS
+
+# What writing fails with; Python doesn't say of which file.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -19,18 +25,65 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     # SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        main()
-    except CheckError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (InputError, OSError) as error:  # OSError: a full disk, a file that vanished
-        print(f"error: {error}", file=sys.stderr)
+    if sys.stderr is None:  # closed by the shell; what a script says there would go to stdout
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the script runs
+    if sys.stdout is None:
+        print("error: stdout is closed; send it to a file, or to /dev/null", file=sys.stderr)
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files hold what a terminal can't show
+            stream.reconfigure(errors="backslashreplace")
+    code, reason = _end(main)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would write what is left once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code != 1:  # a check that failed says so in any case
+            code, reason = _lost(error)
+    if reason:
+        print(reason, file=sys.stderr)
+    sys.exit(code)
+
+
+def _end(main: Callable[[], None]) -> tuple[int, str]:
+    """Runs a script; its exit code, and the reason where it failed."""
+    try:
+        _require_own_package()
+        main()
+    except SystemExit as end:  # argparse, and SIGTERM
+        return int(end.code or 0), ""
+    except CheckError as error:
+        return 1, f"error: {error}"
+    except InputError as error:
+        return 2, f"error: {error}"
+    except BrokenPipeError as error:
+        return _lost(error)
+    except OSError as error:  # a full disk, a file that vanished
+        nameless = error.errno in _OF_WRITING and error.filename is None
+        where = "can't write to stdout or a temporary file: " if nameless else ""
+        return 2, f"error: {where}{explain(error)}"
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    sys.exit(0)
+        return 128 + signal.SIGINT, "interrupted"
+    return 0, ""
+
+
+def _require_own_package() -> None:
+    """Raises InputError where the script of a copied checkout would run the original's package."""
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
+    checkout = script.parent.parent
+    if (checkout / "src" / "nin").is_dir() and checkout != ROOT:
+        raise InputError(
+            f"this script is of {checkout}, but its Python runs the code of {ROOT}; "
+            "make an environment of its own: `make .venv/complete`"
+        )
+
+
+def _lost(error: OSError) -> tuple[int, str]:
+    """How a script ends whose output can't be written."""
+    if isinstance(error, BrokenPipeError):  # its reader has had enough, as in `| head -1`
+        return 128 + signal.SIGPIPE, ""
+    return 2, f"error: can't write to stdout: {explain(error)}"
 
 
 def parser(docstring: str | None) -> argparse.ArgumentParser:
@@ -88,6 +141,7 @@ def processor() -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well on a terminal and is Markdown too; numbers stand to the right."""
+    rows = [[_printable(cell) for cell in row] for row in rows]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [any(c.isdigit() for c in "".join(column[1:2])[:2]) for column in columns]
@@ -101,3 +155,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
     return "\n".join([line(header), f"|{rule}|", *map(line, rows)])
+
+
+def _printable(text: str) -> str:
+    """Without what breaks a line or a terminal: in the name of a file, say."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

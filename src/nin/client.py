@@ -10,12 +10,15 @@ with Client() as client:  # 127.0.0.1:8000
 import asyncio
 import importlib
 import itertools
+import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv6Address, ip_address
 from types import ModuleType, TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -33,6 +36,7 @@ Protocol = Literal["http", "grpc"]
 URLS: dict[Protocol, str] = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
 TIMEOUT_S = 30.0
 RETRIES = 3
+IN_FLIGHT = 4  # batches of one asynchronous call: enough for every instance of a model, twice
 
 # The header that `make serve` asks of who loads models: a web page can't send it.
 CONTROL = {"nin-control": "load"}
@@ -53,12 +57,13 @@ class Client:
     """Talks to one server. Calls must not overlap: one object per thread.
 
     Args:
-        url: host:port; URLS has the default of each protocol.
+        url: host:port, an IPv6 address in brackets; URLS has the default of each protocol.
+            A proxy of the environment is never asked for a server on this machine.
         timeout_s: for connecting and for each answer.
         retries: how often a call whose connection failed is tried again, with growing pauses. An
             answer, an error of the server among them, is never asked for twice.
-        shared_memory: pixels and images go through a region of shared memory instead of the
-            request; only for a server on the same machine.
+        shared_memory: pixels and images go through regions of shared memory, one for each input,
+            instead of the request; only for a server on the same machine.
 
     Every method raises UnreachableError where there is no answer, ServerError with the server's
     own text where it says no, and InputError for a url or pixels that can't be right.
@@ -76,13 +81,12 @@ class Client:
         self.url = _checked(URLS[protocol] if url is None else url)
         self._library = importlib.import_module(f"tritonclient.{protocol}")
         self._retries = retries
-        options, self._timeouts = _timeouts(
-            protocol, ("connection_timeout", "network_timeout"), timeout_s
-        )
+        timeouts = ("connection_timeout", "network_timeout")
+        options, self._timeouts = _options(protocol, self.url, timeouts, timeout_s)
         self._client = self._library.InferenceServerClient(self.url, **options)
         prefix = "triton-grpc-protocol-" if protocol == "grpc" else ""
         self._control = {f"{prefix}{header}": value for header, value in CONTROL.items()}
-        self._region = _Region(self) if shared_memory else None
+        self._regions = _Regions(self) if shared_memory else None
 
     def classify(
         self, pixels: NDArray[np.uint8], *, top: int = 1, model: str = FASHION_MNIST.name
@@ -138,8 +142,8 @@ class Client:
         return statistics
 
     def close(self) -> None:
-        if self._region:
-            self._region.close()
+        if self._regions:
+            self._regions.close()
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -155,10 +159,19 @@ class Client:
         self, read: Callable[[Any], _Read], model: str, inputs: dict[str, NDArray[Any]], *,
         version: str = "", classes_of: str = "", top: int = 0,
     ) -> _Read:  # fmt: skip
-        request = _request(self._library, inputs, classes_of, top, self._region)
-        options = {"model_version": version, **request, **self._timeouts}
-        found: _Read = self._call(lambda: read(self._client.infer(model, **options)))
-        return found
+        def ask() -> _Read:
+            request = _request(self._library, inputs, classes_of, top, self._regions)
+            options = {"model_version": version, **request, **self._timeouts}
+            answer: _Read = self._call(lambda: read(self._client.infer(model, **options)))
+            return answer
+
+        try:
+            return ask()
+        except ServerError as error:
+            if self._regions is None or _UNKNOWN_REGION not in str(error).lower():
+                raise
+            self._regions.close()  # the server was restarted and knows none of them
+            return ask()
 
     def _described(self, method: str, model: str) -> dict[str, Any]:
         as_json = {} if self._library.__name__.endswith("http") else {"as_json": True}
@@ -189,20 +202,20 @@ class AsyncClient:
         self.url = _checked(URLS[protocol] if url is None else url)
         self._library = importlib.import_module(f"tritonclient.{protocol}.aio")
         self._retries = retries
-        options, self._timeouts = _timeouts(protocol, ("conn_timeout",), timeout_s)
+        options, self._timeouts = _options(protocol, self.url, ("conn_timeout",), timeout_s)
         self._client = self._library.InferenceServerClient(self.url, **options)
 
     async def classify(
         self, pixels: NDArray[np.uint8], *, top: int = 1, model: str = FASHION_MNIST.name
     ) -> list[list[Prediction]]:
-        """As Client.classify; the batches are sent at the same time."""
+        """As Client.classify; a few batches are sent at the same time."""
         name = FASHION_MNIST.input.name
         return await self._classify(model, name, split(_checked_pixels(pixels)), top)
 
     async def classify_files(
         self, files: Sequence[bytes], *, top: int = 1, model: str = FASHION_MNIST_IMAGE.name
     ) -> list[list[Prediction]]:
-        """As Client.classify_files; the batches are sent at the same time."""
+        """As Client.classify_files; a few batches are sent at the same time."""
         return await self._classify(model, ENCODED_IMAGE.name, split(encoded(files)), top)
 
     async def infer(
@@ -228,9 +241,18 @@ class AsyncClient:
     ) -> list[list[Prediction]]:
         output = PROBABILITIES.name
         read = partial(_predictions, output=output)
-        results = await asyncio.gather(
-            *(self._infer(read, model, {name: b}, classes_of=output, top=top) for b in batches)
-        )
+        free = asyncio.Semaphore(IN_FLIGHT)
+
+        async def ask(batch: NDArray[Any]) -> list[list[Prediction]]:
+            async with free:  # its time runs from here, not while it waits for the others
+                return await self._infer(read, model, {name: batch}, classes_of=output, top=top)
+
+        tasks = [asyncio.create_task(ask(batch)) for batch in batches]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # one has failed: the server shan't work on the rest for nobody
+                task.cancel()
         return [prediction for predictions in results for prediction in predictions]
 
     async def _infer(
@@ -245,6 +267,22 @@ class AsyncClient:
                 return read(await self._client.infer(model, **options))
             except Exception as error:
                 await asyncio.sleep(_pause_after(error, self.url, pauses))
+
+
+class _Regions:
+    """A region of shared memory for each input, by its name."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._regions: dict[str, _Region] = {}
+
+    def put(self, name: str, array: NDArray[Any]) -> str:
+        """Copies an input into its region; returns the region's name."""
+        return self._regions.setdefault(name, _Region(self._client)).put(array)
+
+    def close(self) -> None:
+        while self._regions:
+            self._regions.popitem()[1].close()
 
 
 class _Region:
@@ -301,14 +339,15 @@ def split(array: NDArray[Any]) -> list[NDArray[Any]]:
 
 def _request(
     library: ModuleType, inputs: dict[str, NDArray[Any]], classes_of: str, top: int,
-    region: _Region | None = None,
+    regions: _Regions | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The arguments of a library's infer(); all outputs as arrays, or the classes of one."""
     tensors = []
     for name, array in inputs.items():
         tensor = library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        if region and array.dtype != object:
-            tensor.set_shared_memory(region.put(np.ascontiguousarray(array)), array.nbytes)
+        if regions and array.dtype != object and array.nbytes:  # there are no empty regions
+            region = regions.put(name, np.ascontiguousarray(array))
+            tensor.set_shared_memory(region, array.nbytes)
         else:
             tensor.set_data_from_numpy(array)
         tensors.append(tensor)
@@ -324,6 +363,8 @@ def _predictions(result: Any, output: str) -> list[list[Prediction]]:
 
 def _prediction(text: str) -> Prediction:
     probability, index, label = text.split(":", 2)
+    if not math.isfinite(float(probability)):
+        raise ValueError(f"class {index} ({label}) has the probability {probability}")
     return Prediction(int(index), label, float(probability))
 
 
@@ -336,13 +377,14 @@ def _arrays(result: Any) -> Outputs:
     return {name: result.as_numpy(name) for name in names}
 
 
-def _timeouts(
-    protocol: Protocol, of_connection: Sequence[str], timeout_s: float
-) -> tuple[dict[str, float], dict[str, float]]:
-    """What tritonclient takes when it connects, and with each call: gRPC only there."""
-    if protocol == "grpc":
-        return {}, {"client_timeout": timeout_s}
-    return dict.fromkeys(of_connection, timeout_s), {}
+def _options(
+    protocol: Protocol, url: str, timeouts: Sequence[str], timeout_s: float
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What tritonclient takes when it connects, and with each call: gRPC has its timeout there."""
+    if protocol == "http":  # its libraries ask no proxy
+        return dict.fromkeys(timeouts, timeout_s), {}
+    connection = {"channel_args": _UNPROXIED} if _is_loopback(url.rpartition(":")[0]) else {}
+    return connection, {"client_timeout": timeout_s}
 
 
 def _pauses(retries: int) -> Iterator[float]:
@@ -377,17 +419,53 @@ def _failure(error: Exception, url: str) -> InputError:
 
 
 # gRPC's own words for UNAVAILABLE; Triton says it too, of a model or a full queue.
-_BROKEN = ("connect", "socket", "transport", "dns", "goaway", "broken pipe")
+_BROKEN = ("connect", "socket", "transport", "dns", "resolving", "goaway", "broken pipe")
+
+# Triton's words for a region that was registered with the server before it was restarted.
+_UNKNOWN_REGION = "unable to find shared memory region"
+
+# Channel arguments replace tritonclient's own, so its unlimited messages are among them.
+_UNPROXIED = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+)
 
 # What tritonclient lets through of the HTTP libraries below it.
 _TRANSPORTS = ("aiohttp", "gevent", "geventhttpclient")
 
 
+# A name or an IPv4 address, or an IPv6 address in brackets; the port.
+_ADDRESS = re.compile(
+    r"(?:[A-Z0-9_-]{1,63}(?:\.[A-Z0-9_-]{1,63})*\.?|\[(?P<v6>[^]]*)\]):(?P<port>[0-9]{1,5})", re.I
+)
+
+
 def _checked(url: str) -> str:
-    host, _, port = url.rpartition(":")
-    if not host or "/" in url or not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise InputError(f"{url!r} isn't a server's address; write HOST:PORT, as in {URLS['http']}")
+    found = _ADDRESS.fullmatch(url) if url.isascii() else None
+    try:
+        if found is None or not 0 < int(found["port"]) < 2**16:
+            raise ValueError
+        if found["v6"] is not None:
+            IPv6Address(found["v6"])
+    except ValueError as error:
+        raise InputError(
+            f"{url!r} isn't a server's address; write HOST:PORT, as in {URLS['http']} or [::1]:8000"
+        ) from error
     return url
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its very name; what only DNS knows isn't asked for."""
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:

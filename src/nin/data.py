@@ -23,7 +23,10 @@ _HOW_TO_GET = (
     "and FASHION_MNIST_DIR"
 )
 
-_IDX_IMAGES = b"\0\0\x08\x03"  # unsigned bytes, three dimensions
+# The third byte of an IDX file; two zeros come before it, the number of dimensions after it.
+_IDX_TYPES = {
+    0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64",
+}  # fmt: skip
 _GZIP = b"\x1f\x8b"
 _BROKEN_GZIP = (OSError, EOFError, zlib.error)  # what gzip raises
 
@@ -57,8 +60,11 @@ def load(split: Split, data_dir: Path | None = None) -> tuple[NDArray[np.uint8],
 
 
 def is_idx(data: bytes) -> bool:
-    """Whether bytes are an IDX file of images, or gzip, in which no other image comes here."""
-    return data[:4] == _IDX_IMAGES or data[:2] == _GZIP
+    """Whether bytes are an IDX file of whatever kind, or gzip, in which no other image comes here.
+
+    No PNG or JPEG file begins with a zero.
+    """
+    return data[:2] == _GZIP or _idx_kind(data) is not None
 
 
 def parse_idx(data: bytes, name: str) -> NDArray[np.uint8]:
@@ -70,18 +76,36 @@ def parse_idx(data: bytes, name: str) -> NDArray[np.uint8]:
         content = gzip.decompress(data) if data[:2] == _GZIP else data
     except _BROKEN_GZIP as error:
         raise InputError(f"can't decompress {name}: {error}") from error
-    header = np.frombuffer(content[:16].ljust(16, b"\0"), ">u4").tolist()
-    if content[:4] != _IDX_IMAGES or header[2:] != [28, 28]:
+    kind = _idx_kind(content)
+    if kind is None:
         raise InputError(
-            f"{name} isn't an IDX file of 28x28 images: its header is {header}, "
-            "expected [2051, count, 28, 28]"
+            f"{name} isn't an IDX file: it starts with {content[:4].hex(' ') or 'nothing'}, "
+            "expected 00 00 08 03 (uint8, 3 dimensions)"
         )
-    if len(content) != 16 + header[1] * 784:
+    dtype, shape = kind
+    if dtype != "uint8" or len(shape) != 3 or shape[1:] != (28, 28):
+        labels = " (labels?)" if len(shape) == 1 else ""
         raise InputError(
-            f"{name} promises {header[1]} images, {16 + header[1] * 784} bytes; "
+            f"{name} is an IDX file of {dtype} {shape}{labels}, expected images, "
+            "uint8 (count, 28, 28)"
+        )
+    if len(content) != 16 + shape[0] * 784:
+        raise InputError(
+            f"{name} promises {shape[0]} images, {16 + shape[0] * 784} bytes; "
             f"it has {len(content)} bytes"
         )
+    if shape[0] == 0:
+        raise InputError(f"{name} holds no images")
     return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
+
+
+def _idx_kind(data: bytes) -> tuple[str, tuple[int, ...]] | None:
+    """The dtype and the shape that an IDX file promises; None if it isn't one."""
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or data[3] == 0:
+        return None
+    header = data[4 : 4 + 4 * data[3]]
+    shape = np.frombuffer(header.ljust(4 * data[3], b"\0"), ">u4")  # zeros where it is cut off
+    return _IDX_TYPES[data[2]], tuple(shape.tolist())
 
 
 def encode_idx(images: NDArray[np.uint8] | NDArray[np.float32]) -> bytes:

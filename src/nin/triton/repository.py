@@ -4,7 +4,6 @@ A version is staged in a hidden folder inside its model's own (a hidden folder b
 would be taken for a model), proven there, and renamed. Triton serves a model's newest version.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from nin.artifact import (
     read_artifact,
     read_manifest,
     sweep,
+    temporary_path,
     write_atomically,
     write_manifest,
 )
@@ -135,7 +135,7 @@ def _make_repository(repository: Path) -> None:
         raise InputError(f"{repository} is a file; give a folder as --repository")
     if not repository.exists():
         make_folder(repository.parent)
-        temporary = repository.with_name(f".{repository.name}.{os.getpid()}.tmp")
+        temporary = temporary_path(repository)
         try:
             shutil.copytree(MODEL_REPOSITORY, temporary, ignore=_ignore_generated)
             temporary.rename(repository)
@@ -196,7 +196,7 @@ def _locked(repository: Path) -> Iterator[None]:
 
 
 def _staging(folder: Path, number: int) -> Path:
-    return folder / f".{number}.tmp"
+    return temporary_path(folder / str(number))
 
 
 def _add(sources: dict[Model, tuple[Path, str]], repository: Path, version: int | None) -> int:
