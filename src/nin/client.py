@@ -114,7 +114,8 @@ class Client:
 
     def load(self, model: str) -> None:
         """Lets the server load the newest version of a model; the one before serves until then."""
-        self._call(self._client.load_model, model, **self._timeouts)
+        options = {"headers": _control_headers(), **self._timeouts}
+        self._call(self._client.load_model, model, **options)
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a model, as the server describes it."""
@@ -338,6 +339,12 @@ def _timeouts(
     if protocol == "grpc":
         return {}, {"client_timeout": timeout_s}
     return dict.fromkeys(of_connection, timeout_s), {}
+
+
+def _control_headers() -> dict[str, str]:
+    """The key without which a server that is set up so loads nothing: deploy/compose.yaml."""
+    key = os.environ.get("NIN_CONTROL_KEY")
+    return {"nin-control-key": key, "triton-grpc-protocol-nin-control-key": key} if key else {}
 
 
 def _pauses(retries: int) -> Iterator[float]:
