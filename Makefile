@@ -41,7 +41,7 @@ verify: .venv/complete  ## run the parity gate on artifacts/
 publish: export  ## make artifacts/ the next version in model_repository/
 	@$(RUN) export/to_triton.py
 
-serve: .venv/complete  ## serve model_repository/ with the embedded Triton
+serve: cpp  ## serve model_repository/ with the embedded Triton
 	@ls -d model_repository/fashion_mnist/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory publish
 	@exec $(RUN) scripts/serve.py
 

@@ -1,28 +1,43 @@
 """deploy/: held against the schemas of Kubernetes, against one another and against the server.
 
-No container runs here. What can be checked without one is: fields, and that the files agree.
+No container runs here. What can be checked without one is: fields, that the files agree, and what
+the embedded server answers under the same options and probes.
 """
 
 import json
 import re
-from collections.abc import Callable
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.http
 import yaml
 from kubernetes_validate import ValidationError, validate
+from tritonclient.utils import InferenceServerException
 
+from nin.client import URLS, Client, Protocol
+from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MAX_BATCH, MODELS
+from nin.errors import InputError, ServerError
+from nin.onnx_export import DEFAULT_OPSET
 from nin.paths import ROOT
-from nin.triton.server import PORTS, RELEASE
+from nin.triton.repository import publish
+from nin.triton.server import PORTS, Server, serve
+from nin.triton_releases import DEPLOYED, TRITON_RELEASES
 
 # The newest version of Kubernetes whose schemas are in kubernetes-validate 1.37.0.
 KUBERNETES = "1.37"
 
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted(p for p in (DEPLOY / "kubernetes").glob("*.yaml") if p.stem != "kustomization")
-READY, LIVE = "/v2/health/ready", "/v2/health/live"
+READY = "/v2/health/ready"
 USER = 1000  # triton-server in the official image
+KEY_HEADER = "nin-control-key"
 
 Tree = dict[str, Any]
 
@@ -66,6 +81,15 @@ def dockerfile() -> dict[str, str]:
 def option(command: list[str], name: str) -> str:
     [value] = [text.partition("=")[2] for text in command if text.startswith(f"--{name}=")]
     return value
+
+
+def baked_command() -> list[str]:
+    """The options of the image's command, which a shell reads after it has drawn the key."""
+    shell, script, line = json.loads(dockerfile()["CMD"])
+    assert (shell, script) == ("sh", "-c")
+    draw, _, command = line.partition(" && exec ")
+    assert draw == "key=$(cat /proc/sys/kernel/random/uuid)"
+    return shlex.split(command)
 
 
 def quantity(text: str) -> float:
@@ -160,15 +184,20 @@ def test_inference_service_is_a_custom_predictor() -> None:
         "docs/deploy.md",
     ],
 )
-def test_every_file_names_the_release_of_the_embedded_server(path: str) -> None:
+def test_every_file_names_the_deployed_release(path: str) -> None:
     text = (ROOT / path).read_text()
-    assert set(re.findall(r"triton(?:server)?:(\d\d\.\d\d)\b", text)) == {RELEASE}
+    assert set(re.findall(r"triton(?:server)?:(\d\d\.\d\d)\b", text)) == {DEPLOYED}
     assert "triton:latest" not in text
+
+
+def test_the_deployed_release_is_the_newest_and_loads_the_default_export() -> None:
+    assert max(TRITON_RELEASES) == DEPLOYED
+    assert TRITON_RELEASES[DEPLOYED].opset >= DEFAULT_OPSET
 
 
 def test_dockerfile_bakes_the_repository_in() -> None:
     found = dockerfile()
-    assert found["FROM"] == f"nvcr.io/nvidia/tritonserver:{RELEASE}-py3"
+    assert found["FROM"] == f"nvcr.io/nvidia/tritonserver:{DEPLOYED}-py3"
     assert found["COPY"].split()[-2:] == ["model_repository", "/models"]
     assert re.search(r"pillow==[\d.]+$", found["RUN"])
     assert found["USER"] == f"{USER}:{USER}"
@@ -176,24 +205,38 @@ def test_dockerfile_bakes_the_repository_in() -> None:
     assert "OMP_WAIT_POLICY=passive" in found["ENV"].split()
 
 
-def test_commands_differ_in_the_control_mode_only() -> None:
-    """The load API, which runs code of the caller's, is open on this machine's loopback only."""
-    baked = json.loads(dockerfile()["CMD"])
+def test_commands_differ_in_the_control_mode_and_the_key_only() -> None:
+    """The load API, which runs code of the caller's, is open to who has the key, on loopback."""
+    baked = baked_command()
     assert option(baked, "model-control-mode") == "none"
     assert option(baked, "model-repository") == dockerfile()["COPY"].split()[-1]
     assert "--disable-auto-complete-config" in baked
     for pod in (deployment_pod(), predictor()):
-        assert "command" not in container(pod)  # the image's entry point stays
-        assert container(pod)["args"] == baked
-    own = compose()["command"]
-    assert set(own) - set(baked) == {"--model-control-mode=explicit", "--load-model=*"}
-    assert set(baked) - set(own) == {"--model-control-mode=none"}
+        assert not container(pod).keys() & {"command", "args"}  # the image's
+    keyless = [re.sub(r"\$\{NIN_CONTROL_KEY.*\}", "$key", text) for text in compose()["command"]]
+    assert set(keyless) - set(baked) == {"--model-control-mode=explicit", "--load-model=*"}
+    assert set(baked) - set(keyless) == {"--model-control-mode=none"}
+
+
+def test_compose_does_not_start_without_a_key() -> None:
+    restricted = option(compose()["command"], "http-restricted-api")
+    assert re.search(rf":{KEY_HEADER}=\$\{{NIN_CONTROL_KEY:\?[^}}]+\}}$", restricted)
+
+
+def test_the_largest_request_fits_the_limit() -> None:
+    """64 images of `nin` with room for the JSON around them; photographs go a few at a time."""
+    largest = max(MAX_BATCH * 4 * int(np.prod(model.graph.input.shape)) for model in MODELS)
+    limit = int(option(baked_command(), "http-max-input-size"))
+    assert 2 * largest < limit <= 4 * largest
+    ingress, _ = yaml.safe_load_all((DEPLOY / "ingress.yaml").read_text())
+    body = ingress["metadata"]["annotations"]["nginx.org/client-max-body-size"]
+    assert quantity(body) == limit
 
 
 def test_both_clusters_get_the_same_image() -> None:
     first, second = (container(pod)["image"] for pod in (deployment_pod(), predictor()))
     assert first == second
-    assert re.fullmatch(rf"registry\.example\.com/nin-triton:{RELEASE}-\d+", first)
+    assert re.fullmatch(rf"registry\.example\.com/nin-triton:{DEPLOYED}-\d+", first)
 
 
 def travels(path: str) -> bool:
@@ -275,8 +318,7 @@ def test_probes_ask_the_real_endpoints(pod: Pod) -> None:
     ports = {p["name"]: p["containerPort"] for p in only["ports"]}
     for probe, path in (
         ("startupProbe", READY),
-        ("readinessProbe", READY),
-        ("livenessProbe", LIVE),
+        ("livenessProbe", f"/v2/models/{DECODE_IMAGE.name}/ready"),
     ):
         asked = only[probe]["httpGet"]
         assert asked["path"] == path
@@ -286,11 +328,26 @@ def test_probes_ask_the_real_endpoints(pod: Pod) -> None:
     assert startup["failureThreshold"] * startup["periodSeconds"] >= 120
 
 
+def test_all_ask_the_same_models_whether_they_are_ready() -> None:
+    first, *others = readiness_probes()
+    assert others == [first, first]
+    names = re.findall(r"\w+", re.search(r"\{(.*)\}", first[-1])[1])
+    assert names == [FASHION_MNIST.name, DECODE_IMAGE.name, FASHION_MNIST_IMAGE.name]
+
+
+def readiness_probes() -> list[list[str]]:
+    """The command of each: Kubernetes', KServe's, compose's."""
+    words, *command = compose()["healthcheck"]["test"]
+    assert words == "CMD"
+    probes = [container(pod())["readinessProbe"] for pod in (deployment_pod, predictor)]
+    return [*(probe["exec"]["command"] for probe in probes), command]
+
+
 @pods
 def test_requests_in_flight_may_end(pod: Pod) -> None:
     command, pause = container(pod())["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
-    timeout = int(option(container(pod())["args"], "exit-timeout-secs"))
+    timeout = int(option(baked_command(), "exit-timeout-secs"))
     assert pod()["terminationGracePeriodSeconds"] > int(pause) + timeout
 
 
@@ -404,17 +461,14 @@ def test_compose_serves_the_checkouts_repository_read_only() -> None:
     assert (DEPLOY / volume["source"]).resolve() == ROOT / "model_repository"
     assert volume["target"] == option(service["command"], "model-repository")
     assert volume["read_only"] is True
-    assert service["image"] == f"nin-triton:{RELEASE}"
+    assert service["image"] == f"nin-triton:{DEPLOYED}"
     context = (DEPLOY / service["build"]["context"]).resolve()
     assert context == ROOT
     assert context / service["build"]["dockerfile"] == DEPLOY / "Dockerfile"
 
 
-def test_compose_knows_when_the_server_is_ready_and_waits_for_its_end() -> None:
+def test_compose_waits_for_its_end() -> None:
     service = compose()
-    assert service["healthcheck"]["test"][0] == "CMD"
-    assert "--fail" in service["healthcheck"]["test"]  # else a 400 is healthy
-    assert service["healthcheck"]["test"][-1] == f"http://127.0.0.1:{PORTS['http']}{READY}"
     timeout = int(option(service["command"], "exit-timeout-secs"))
     assert int(service["stop_grace_period"].removesuffix("s")) > timeout
 
@@ -427,6 +481,114 @@ def test_composes_commented_gpu_is_in_the_right_place() -> None:
     gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     expected["services"]["triton"]["deploy"]["resources"]["reservations"] = {"devices": [gpu]}
     assert with_gpu == expected
+
+
+# The way in
+
+
+def test_the_ingress_lets_in_classification_only() -> None:
+    ingress, policy = yaml.safe_load_all((DEPLOY / "ingress.yaml").read_text())
+    for part in (ingress, policy):
+        assert validate(part, KUBERNETES, strict=True) == KUBERNETES
+    [rule] = ingress["spec"]["rules"]
+    assert {(path["path"], path["pathType"]) for path in rule["http"]["paths"]} == {
+        (f"/v2/models/{name}/infer", "Exact")
+        for name in (FASHION_MNIST.name, FASHION_MNIST_IMAGE.name)
+    }
+    service = {"name": manifest("Service")["metadata"]["name"], "port": {"name": "http"}}
+    assert all(path["backend"] == {"service": service} for path in rule["http"]["paths"])
+    assert policy["spec"]["podSelector"] == manifest("NetworkPolicy")["spec"]["podSelector"]
+    [rule] = policy["spec"]["ingress"]
+    assert [[*peer] for peer in rule["from"]] == [["namespaceSelector"]]
+    assert rule["from"][0]["namespaceSelector"]["matchLabels"]
+    assert rule["ports"] == [{"port": PORTS["http"]}]
+
+
+# The embedded server under the same options
+
+
+@pytest.fixture(scope="module")
+def restricted(embedded: None, repository: Path) -> Iterator[Server]:
+    """With the restrictions of the image's command, and `secret` for the key."""
+    extra = [o.replace("$key", "secret") for o in baked_command() if "-restricted-" in o]
+    assert len(extra) == 2
+    with serve(repository, ports=dict.fromkeys(PORTS, 0), extra=extra) as server:
+        yield server
+
+
+@pytest.mark.parametrize("protocol", list(URLS))
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("load_model", [FASHION_MNIST.name]),
+        ("unload_model", [FASHION_MNIST.name]),
+        ("get_model_repository_index", []),
+        ("register_system_shared_memory", ["region", "/key", 1]),
+        ("get_system_shared_memory_status", []),
+        ("unregister_system_shared_memory", []),
+        ("register_cuda_shared_memory", ["region", b"", 0, 1]),
+        ("get_cuda_shared_memory_status", []),
+        ("unregister_cuda_shared_memory", []),
+        ("update_trace_settings", []),
+        ("update_log_settings", [{"log_verbose_level": 1}]),
+    ],
+)
+def test_what_is_restricted_is_refused_without_the_key(
+    restricted: Server, protocol: Protocol, method: str, arguments: list[Any]
+) -> None:
+    library = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
+    client = library.InferenceServerClient(getattr(restricted, protocol))
+    for headers in ({}, {KEY_HEADER: "wrong", f"triton-grpc-protocol-{KEY_HEADER}": "wrong"}):
+        with pytest.raises(InferenceServerException, match="restricted, expecting header") as error:
+            getattr(client, method)(*arguments, headers=headers)
+        assert error.value.status() == {"http": "403", "grpc": "StatusCode.UNAVAILABLE"}[protocol]
+    client.close()
+
+
+@pytest.mark.parametrize("protocol", list(URLS))
+def test_what_applications_need_is_open_and_the_key_opens_the_rest(
+    restricted: Server,
+    protocol: Protocol,
+    pixels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Client(getattr(restricted, protocol), protocol=protocol) as client:
+        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+        assert client.metadata(FASHION_MNIST.name)["versions"] == ["1"]
+        monkeypatch.delenv("NIN_CONTROL_KEY", raising=False)
+        with pytest.raises(ServerError, match=f"restricted, expecting header .*{KEY_HEADER}"):
+            client.load(FASHION_MNIST.name)
+        monkeypatch.setenv("NIN_CONTROL_KEY", "secret")
+        client.load(FASHION_MNIST.name)
+
+
+def test_after_a_failed_load_the_readiness_probe_tells_the_truth(
+    embedded: None, artifacts: Path, tmp_path: Path, pixels: np.ndarray
+) -> None:
+    """/v2/health/ready stays 400 though the version before serves; the models say that they do."""
+    repository = tmp_path / "model_repository"
+    publish(artifacts, repository)
+    with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server, Client(server.http) as client:
+        assert all(asked(probe, server) == 0 for probe in readiness_probes())
+        publish(artifacts, repository)
+        (repository / FASHION_MNIST.name / "2" / "model.onnx").write_bytes(b"no model")
+        with pytest.raises(InputError, match="load failed"):
+            client.load(FASHION_MNIST.name)
+        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+        assert asked(["curl", "--fail", f"http://127.0.0.1:8000{READY}"], server) == 22
+        assert all(asked(probe, server) == 0 for probe in readiness_probes())
+        client._client.unload_model(DECODE_IMAGE.name)
+        assert all(asked(probe, server) == 22 for probe in readiness_probes())
+
+
+def asked(probe: list[str], server: Server) -> int:
+    """The exit code of a probe that is sent to this server instead."""
+    assert probe[0] == "curl"
+    assert "--fail" in probe  # else a 400 is ready
+    if not shutil.which("curl"):
+        pytest.skip("curl isn't installed")
+    command = [word.replace(f"127.0.0.1:{PORTS['http']}", server.http) for word in probe]
+    return subprocess.run(command, capture_output=True, timeout=60).returncode
 
 
 def test_the_page_names_every_file_and_says_what_was_not_run() -> None:

@@ -38,8 +38,10 @@ TIMEOUT_S = 30.0
 RETRIES = 3
 IN_FLIGHT = 4  # batches of one asynchronous call: enough for every instance of a model, twice
 
-# The header that `make serve` asks of who loads models: a web page can't send it.
-CONTROL = {"nin-control": "load"}
+# The header that a server asks of who loads models: a web page can't send it. Its value is the
+# variable NIN_CONTROL_KEY's, for both sides, or without it the one that `make serve` takes.
+CONTROL_HEADER = "nin-control-key"
+CONTROL_KEY = "development"
 
 _Read = TypeVar("_Read")
 
@@ -84,8 +86,6 @@ class Client:
         timeouts = ("connection_timeout", "network_timeout")
         options, self._timeouts = _options(protocol, self.url, timeouts, timeout_s)
         self._client = self._library.InferenceServerClient(self.url, **options)
-        prefix = "triton-grpc-protocol-" if protocol == "grpc" else ""
-        self._control = {f"{prefix}{header}": value for header, value in CONTROL.items()}
         self._regions = _Regions(self) if shared_memory else None
 
     def classify(
@@ -123,7 +123,8 @@ class Client:
 
     def load(self, model: str) -> None:
         """Lets the server load the newest version of a model; the one before serves until then."""
-        self._call(self._client.load_model, model, headers=self._control, **self._timeouts)
+        options = {"headers": _control_headers(), **self._timeouts}
+        self._call(self._client.load_model, model, **options)
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a model, as the server describes it."""
@@ -385,6 +386,14 @@ def _options(
         return dict.fromkeys(timeouts, timeout_s), {}
     connection = {"channel_args": _UNPROXIED} if _is_loopback(url.rpartition(":")[0]) else {}
     return connection, {"client_timeout": timeout_s}
+
+
+def control_key() -> str:
+    return os.environ.get("NIN_CONTROL_KEY", CONTROL_KEY)
+
+
+def _control_headers() -> dict[str, str]:
+    return {f"{prefix}{CONTROL_HEADER}": control_key() for prefix in ("", "triton-grpc-protocol-")}
 
 
 def _pauses(retries: int) -> Iterator[float]:

@@ -52,6 +52,10 @@ TRITON_RELEASES = {
     "26.09": TritonRelease("1.30.0", "2.14", 26, 13),
 }
 
+# What deploy/ builds on: the newest, because each closes holes of those before (docs/deploy.md).
+# The embedded server of development and tests is older: nin.triton.server.RELEASE.
+DEPLOYED = "26.09"
+
 
 def triton_release(name: str) -> TritonRelease:
     """Raises InputError for a release that isn't in the table."""

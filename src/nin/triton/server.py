@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nin.client import CONTROL
+from nin.client import CONTROL_HEADER, control_key
 from nin.contract import MODELS
 from nin.errors import CheckError, InputError
 from nin.paths import CPP_TOOLS, TRITON
@@ -276,12 +276,8 @@ def _lay_backends(folder: Path) -> Path:
 
 def _restrictions() -> list[str]:
     """Options that close to web pages what loads code or writes files: they can't add a header."""
-    ((header, value),) = CONTROL.items()
-    apis = "model-repository,trace,logging"
-    return [
-        f"--http-restricted-api={apis}:{header}={value}",
-        f"--grpc-restricted-protocol={apis}:{header}={value}",
-    ]
+    setting = f"model-repository,trace,logging:{CONTROL_HEADER}={control_key()}"
+    return [f"--http-restricted-api={setting}", f"--grpc-restricted-protocol={setting}"]
 
 
 def _environment(threads: int | None) -> dict[str, str]:
