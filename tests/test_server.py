@@ -30,6 +30,7 @@ from nin.images import encode_png
 from nin.paths import MODEL_REPOSITORY, ROOT, TRITON
 from nin.triton.repository import PUBLISHED, publish
 from nin.triton.server import PORTS, ServerDiedError, find_tritonserver, serve
+from nin.triton_releases import DEPLOYED
 from tests.conftest import Script
 
 Pixels = NDArray[np.uint8]
@@ -361,7 +362,7 @@ def test_docker_prints_the_command(script: Script) -> None:
     assert ended.code == 0
     assert f"--mount type=bind,src={MODEL_REPOSITORY},dst=/models,readonly" in ended.out
     assert "-p 127.0.0.1:8000:8000" in ended.out
-    assert "--disable-auto-complete-config" in ended.out
+    assert f"{MODEL_REPOSITORY},dst=/models,readonly nin-triton:{DEPLOYED}\n" in ended.out
 
 
 def test_docker_quotes_the_path(tmp_path: Path) -> None:

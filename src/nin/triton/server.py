@@ -32,6 +32,7 @@ from nin.errors import CheckError, InputError
 from nin.paths import CPP_TOOLS, TRITON
 from nin.triton.backends import BACKENDS
 from nin.triton.repository import publish, require_published
+from nin.triton_releases import DEPLOYED
 
 WHEEL = "nvidia-pytriton==0.7.0"  # as scripts/bootstrap.sh installs it
 RELEASE = "24.10"  # of Triton, which the wheel carries
@@ -182,14 +183,12 @@ def find_tritonserver(triton: Path = TRITON, backend: Path = BACKEND) -> Path:
 def docker_command(repository: Path, ports: dict[str, int]) -> str:
     """The command that serves the same repository from the image of deploy/Dockerfile."""
     published = " ".join(f"-p {HOST}:{ports[name]}:{inside}" for name, inside in PORTS.items())
-    image = f"nin-triton:{RELEASE}"
+    image = f"nin-triton:{DEPLOYED}"
     mount = shlex.quote(f"type=bind,src={repository.resolve()},dst=/models,readonly")
     return (
         f"docker build -t {image} -f deploy/Dockerfile . &&\n"
         f"docker run --rm --shm-size=1g {published} \\\n"
-        f"  --mount {mount} {image} \\\n"
-        "  tritonserver --model-repository=/models --disable-auto-complete-config \\\n"
-        "  --model-control-mode=explicit --load-model='*'"
+        f"  --mount {mount} {image}"
     )
 
 
