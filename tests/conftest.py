@@ -106,8 +106,7 @@ def embedded() -> None:
     try:
         find_tritonserver()
     except InputError as error:
-        ours = (sys.platform, platform.machine()) == ("linux", "x86_64")
-        if ours and sys.version_info[:2] in ((3, 11), (3, 12)):
+        if (sys.platform, platform.machine()) == ("linux", "x86_64"):
             raise
         pytest.skip(str(error))
 
