@@ -14,6 +14,7 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from nin.client import TIMEOUT_S
 from nin.contract import LABELS, MAX_BATCH, MODELS, Model, Tensor
 from nin.paths import MODEL_REPOSITORY
 from nin.torch_settings import ignore_deprecations
@@ -113,6 +114,17 @@ def test_requests_are_batched_and_the_newest_version_serves(model: Model) -> Non
     assert [(g.kind, g.count) for g in config.instance_group] == [
         (model_config_pb2.ModelInstanceGroup.KIND_AUTO, 1)  # a GPU where there is one
     ]
+
+
+def test_every_queue_is_bounded_and_outlasts_what_we_ask_of_it() -> None:
+    """It takes what the benchmarks have in flight, and holds a request as long as clients wait."""
+    queues = {m.name: config_of(m).dynamic_batching.default_queue_policy for m in MODELS}
+    del queues["fashion_mnist_image"]  # its steps have theirs
+    for name, policy in queues.items():
+        assert 64 <= policy.max_queue_size <= 128, name
+        assert policy.default_timeout_microseconds == TIMEOUT_S * 1e6, name
+        assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT, name
+        assert policy.allow_timeout_override, name
 
 
 @published

@@ -1,0 +1,225 @@
+"""The queue of a live server: what is too much or too late is refused, not computed.
+
+One batch of the decoder takes BATCH_S here, QUEUE requests may wait for it, QUEUE_S at most. A
+request fills a batch, so that none share one: of five at once the last three wait too long.
+"""
+
+import http.client
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from nin.client import URLS, Client, Protocol
+from nin.contract import DECODE_IMAGE, ENCODED_IMAGE, FASHION_MNIST_IMAGE, MAX_BATCH
+from nin.errors import ServerError
+from nin.images import encode_png, encoded
+from nin.triton.repository import publish
+from nin.triton.server import PORTS, Server, serve
+
+BATCH_S, QUEUE, QUEUE_S = 2.0, 4, 3.8
+IN_TIME, TOO_LATE = 2, 3  # of one that runs and QUEUE that wait: their turns are at 0, 2, 4, 6, 8 s
+
+LIBRARIES = {"http": tritonclient.http, "grpc": tritonclient.grpc}
+PENDING = "nv_inference_pending_request_count"
+FAILURES = "nv_inference_request_failure"
+protocols = pytest.mark.parametrize("protocol", list(URLS))
+
+
+@pytest.fixture(scope="module")
+def slow(
+    embedded: None, artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    repository = tmp_path_factory.mktemp("slow") / "model_repository"
+    publish(artifacts, repository)
+    folder = repository / DECODE_IMAGE.name
+    replace(folder / "config.pbtxt", r"max_queue_size: \d+", f"max_queue_size: {QUEUE}")
+    replace(
+        folder / "config.pbtxt",
+        r"default_timeout_microseconds: \d+",
+        f"default_timeout_microseconds: {QUEUE_S * 1e6:.0f}",
+    )
+    replace(folder / "config.pbtxt", r"count: \d+ kind", "count: 1 kind")
+    pause = f"def execute(self, requests):\n        __import__('time').sleep({BATCH_S})"
+    replace(folder / "1" / "model.py", r"def execute\(self, requests\):", pause)
+    with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def idle(slow: Server, files: NDArray[Any]) -> Iterator[None]:
+    """After every test nothing runs and nothing waits."""
+    yield
+    wait_for(slow, PENDING, 0, QUEUE_S + BATCH_S)
+    decode_once(slow, "http", files)
+
+
+def replace(path: Path, pattern: str, text: str) -> None:
+    changed, count = re.subn(pattern, text, path.read_text())
+    assert count == 1
+    path.write_text(changed)
+
+
+@pytest.fixture
+def files(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    return encoded([encode_png(image) for image in pixels[:MAX_BATCH]])
+
+
+def request_of(files: NDArray[Any], protocol: Protocol) -> list[Any]:
+    name = ENCODED_IMAGE.name
+    tensor = LIBRARIES[protocol].InferInput(name, list(files.shape), "BYTES")
+    tensor.set_data_from_numpy(files)
+    return [tensor]
+
+
+def connect(server: Server, protocol: Protocol) -> Client:
+    return Client(getattr(server, protocol), protocol=protocol, retries=0)
+
+
+def decode(client: Client, files: NDArray[Any]) -> NDArray[Any]:
+    return client.infer(DECODE_IMAGE.name, {ENCODED_IMAGE.name: files})["pixels"]
+
+
+def decode_once(server: Server, protocol: Protocol, files: NDArray[Any]) -> NDArray[Any]:
+    with connect(server, protocol) as client:
+        return decode(client, files)
+
+
+def metric(server: Server, name: str, labels: str = "") -> float:
+    """The sum over the decoder's versions."""
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics") as response:
+        text = response.read().decode()
+    pattern = rf'^{name}\{{model="{DECODE_IMAGE.name}",{labels}.*\}} (\S+)$'
+    return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
+
+
+def executed(server: Server) -> float:
+    """How many batches were computed; the server counts one a little after it has answered."""
+    time.sleep(0.5)
+    return metric(server, "nv_inference_exec_count")
+
+
+def wait_for(server: Server, name: str, value: float, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (found := metric(server, name)) != value:
+        assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def full(
+    server: Server, protocol: Protocol, files: NDArray[Any]
+) -> Iterator[list[Future[NDArray[Any]]]]:
+    """While one request is computed and QUEUE wait."""
+    with ThreadPoolExecutor(1 + QUEUE) as pool, ExitStack() as stack:
+        clients = [stack.enter_context(connect(server, protocol)) for _ in range(1 + QUEUE)]
+        for client in clients:
+            client.metadata(DECODE_IMAGE.name)  # so that connecting doesn't take the batch's time
+        asked = [pool.submit(decode, client, files) for client in clients]
+        wait_for(server, PENDING, QUEUE, BATCH_S)
+        yield asked
+
+
+@protocols
+def test_a_full_queue_refuses_at_once_and_who_waits_too_long_later(
+    slow: Server, protocol: Protocol, files: NDArray[Any], pixels: NDArray[np.uint8]
+) -> None:
+    before = executed(slow)
+    with full(slow, protocol, files) as asked:
+        start = time.monotonic()
+        with pytest.raises(ServerError, match="Exceeds maximum queue size") as refused:
+            decode_once(slow, protocol, files)
+        assert time.monotonic() - start < BATCH_S / 2
+        assert (
+            status_of(refused.value) == {"http": "503", "grpc": "StatusCode.UNAVAILABLE"}[protocol]
+        )
+        wait(asked)
+    answered = [future.result() for future in asked if not future.exception()]
+    for found in answered:
+        np.testing.assert_array_equal(found, pixels[:MAX_BATCH])
+    late = [future.exception() for future in asked if future.exception()]
+    assert (len(answered), len(late)) == (IN_TIME, TOO_LATE)
+    for error in late:
+        assert isinstance(error, ServerError)
+        assert "Request timeout expired" in str(error)
+        assert status_of(error) == {"http": "503", "grpc": "StatusCode.UNAVAILABLE"}[protocol]
+    assert executed(slow) - before == IN_TIME
+
+
+def status_of(error: BaseException) -> str:
+    cause = error.__cause__
+    assert isinstance(cause, InferenceServerException)
+    return str(cause.status())
+
+
+def test_a_full_step_refuses_for_the_ensemble(slow: Server, files: NDArray[Any]) -> None:
+    with full(slow, "http", files), Client(slow.http, retries=0) as client:
+        start = time.monotonic()
+        with pytest.raises(ServerError, match="Exceeds maximum queue size"):
+            client.infer(FASHION_MNIST_IMAGE.name, {ENCODED_IMAGE.name: files[:1]})
+        assert time.monotonic() - start < BATCH_S / 2
+
+
+def test_of_requests_whose_http_client_hung_up_only_those_in_time_are_computed(
+    slow: Server, files: NDArray[Any]
+) -> None:
+    """Triton 24.10 doesn't notice that it is gone; the time that it may wait bounds the work."""
+    before = executed(slow)
+    body, length = tritonclient.http.InferenceServerClient.generate_request_body(
+        request_of(files, "http")
+    )
+    connections = [http.client.HTTPConnection(slow.http) for _ in range(1 + QUEUE)]
+    for connection in connections:
+        headers = {"Inference-Header-Content-Length": str(length)}
+        connection.request("POST", f"/v2/models/{DECODE_IMAGE.name}/infer", body, headers)
+    wait_for(slow, PENDING, QUEUE, BATCH_S)
+    for connection in connections:
+        connection.close()
+    wait_for(slow, PENDING, 0, QUEUE_S + BATCH_S)
+    decode_once(slow, "http", files)
+    assert executed(slow) - before <= IN_TIME + 1
+
+
+def test_requests_that_a_grpc_client_cancels_are_dropped(slow: Server, files: NDArray[Any]) -> None:
+    before, cancelled = executed(slow), metric(slow, FAILURES, 'reason="CANCELED"')
+    client = tritonclient.grpc.InferenceServerClient(slow.grpc)
+    calls = [
+        client.async_infer(DECODE_IMAGE.name, request_of(files, "grpc"), callback=lambda **_: None)
+        for _ in range(1 + QUEUE)
+    ]
+    wait_for(slow, PENDING, QUEUE, BATCH_S)
+    for call in calls:
+        call.cancel()
+    wait_for(slow, PENDING, 0, 2 * BATCH_S)  # they are dropped when the batch before them ends
+    decode_once(slow, "grpc", files)
+    assert executed(slow) - before == 2
+    assert metric(slow, FAILURES, 'reason="CANCELED"') - cancelled == QUEUE
+    client.close()
+
+
+@protocols
+def test_a_request_may_say_that_it_waits_for_less(
+    slow: Server, protocol: Protocol, files: NDArray[Any]
+) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        LIBRARIES[protocol].InferenceServerClient(getattr(slow, protocol)) as client,
+    ):
+        before = executed(slow)
+        first = pool.submit(decode_once, slow, protocol, files)
+        time.sleep(BATCH_S / 4)
+        with pytest.raises(InferenceServerException, match="Request timeout expired"):
+            client.infer(DECODE_IMAGE.name, request_of(files, protocol), timeout=100_000)
+        first.result()
+        assert executed(slow) - before == 1
