@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nin.artifact import (
     Metadata,
@@ -22,7 +24,7 @@ from nin.artifact import (
 )
 from nin.contract import FASHION_MNIST, LABELS
 from nin.errors import CheckError, InputError
-from nin.reference import Reference, replay
+from nin.reference import Outputs, Reference, Run, replay
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_metadata_survives_its_texts(reference: Reference) -> None:
 
 def test_replay_sees_every_kind_of_wrong_answer(reference: Reference) -> None:
     right = reference.outputs
-    replay(lambda _: right, FASHION_MNIST, reference)
+    replay(answering(reference, right), FASHION_MNIST, reference)
     nan = right["logits"].copy()
     nan[5, 5] = np.nan
     off = right["probabilities"].copy()
@@ -182,4 +184,27 @@ def test_replay_sees_every_kind_of_wrong_answer(reference: Reference) -> None:
         ({**right, "probabilities": off}, "probabilities is off by"),
     ):
         with pytest.raises(CheckError, match=message):
-            replay(lambda _, wrong=wrong: wrong, FASHION_MNIST, reference)  # type: ignore[misc]
+            replay(answering(reference, wrong), FASHION_MNIST, reference)
+
+
+def test_replay_sees_an_image_that_is_wrong_alone(reference: Reference) -> None:
+    right = answering(reference, reference.outputs)
+
+    def run(batch: NDArray[Any]) -> Outputs:
+        outputs = right(batch)
+        spoilt = len(batch) == 1 and np.array_equal(batch[0], reference.pixels[9])
+        return {**outputs, "logits": outputs["logits"] + float(spoilt)}
+
+    with pytest.raises(CheckError, match="logits is off by 1 for image 9 alone, allowed is"):
+        replay(run, FASHION_MNIST, reference)
+
+
+def answering(reference: Reference, outputs: Outputs) -> Run:
+    """A runtime that answers by these outputs for the reference's images."""
+    rows = {image.tobytes(): row for row, image in enumerate(reference.pixels)}
+
+    def run(batch: NDArray[Any]) -> Outputs:
+        indices = [rows[image.tobytes()] for image in batch]
+        return {name: values[indices] for name, values in outputs.items()}
+
+    return run

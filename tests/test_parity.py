@@ -1,10 +1,12 @@
 """The gate on the real images, and that it closes: a gate that can't fail proves nothing."""
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,16 @@ from nin.checkpoint import Checkpoint
 from nin.classifier import Classifier
 from nin.contract import FASHION_MNIST, GRAPHS, LABELS, NIN, Graph
 from nin.onnx_export import export_onnx
-from nin.parity import Row, check_parity
+from nin.parity import Answers, Row, check_classes, check_parity
+from nin.questions import (
+    ALL_SIZES,
+    QUICK,
+    Plan,
+    Questions,
+    make_questions,
+    plan_batches,
+    share_sizes,
+)
 from nin.reference import Outputs, Reference, compute_reference, graph_input
 from nin.runtimes import CPU_RUNTIMES, Runtime, available_runtimes, open_runtime
 from nin.runtimes.eager import graph_module, run_module
@@ -37,7 +48,7 @@ def test_every_artifact_in_every_runtime_passes(
     artifacts: Path, tmp_path: Path, script: Script
 ) -> None:
     """On 100 images, in process; tests/test_demo.py has all runtimes on 16 in the default run."""
-    options = ("--images", 100, "--runtimes", *available_runtimes())
+    options = ("--images", 100, "--seed", 1, "--runtimes", *available_runtimes())
     ended = script(VERIFY, "--artifacts", artifacts, "--report", tmp_path / "report.json", *options)
     assert (ended.code, ended.err) == (0, "")
     data = json.loads((tmp_path / "report.json").read_text())
@@ -54,7 +65,9 @@ def test_every_artifact_in_every_runtime_passes(
         assert re.search(r"^\| fashion_mnist +\| onnxruntime +\| pass ", text, re.MULTILINE)
 
 
-def test_a_running_server_can_be_checked(server: Server, tmp_path: Path, script: Script) -> None:
+def test_a_running_server_can_be_checked(
+    server: Server, tmp_path: Path, script: Script, few_sizes: None
+) -> None:
     options = ("--images", 4, "--report", tmp_path / "report", "--graph", "fashion_mnist")
     ended = script(VERIFY, *options, "--runtimes", "triton-grpc", "--grpc-url", server.grpc)
     assert (ended.code, ended.err) == (0, "")
@@ -102,6 +115,12 @@ def test_cuda_passes(
     assert gate(runtime, graph).failures == []
 
 
+@pytest.fixture
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the script that aren't about batch sizes: seconds instead of half a minute."""
+    monkeypatch.setattr("nin.questions.ALL_SIZES", (1, 2, 3, 7, 16, 64))
+
+
 # Negative controls: each breaks one thing, and the gate has to name the reason
 
 Gate = Callable[[Runtime, Graph], Row]
@@ -112,21 +131,13 @@ def gate(
     reference: Reference, labels: NDArray[np.uint8], checkpoint: Checkpoint,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Gate:  # fmt: skip
-    """All four rules on 16 images and small batches: a second instead of five per control."""
-    monkeypatch.setattr("nin.parity.BATCH_SIZES", (1, 2, 3))
-    monkeypatch.setattr("nin.parity._PROBES", 1)
-
-    def run(runtime: Runtime, graph: Graph) -> Row:
-        return check_parity(
-            "broken",
-            runtime,
-            graph,
-            reference.first(16),
-            labels[:16],
-            weights_sha256=checkpoint.sha256,
-        )
-
-    return run
+    """All rules on 16 images and small batches: less than a second per control."""
+    monkeypatch.setattr("nin.parity._AT_ONCE", range(1, 4))
+    names = tuple(f"test image {i}" for i in range(16))
+    golden = reference.first(2)
+    questions = Questions(reference.first(16), names, labels[:16], golden, checkpoint.sha256, 0)
+    plan = Plan((1, 2, 3), turns=2)
+    return lambda runtime, graph: check_parity("broken", runtime, graph, questions, plan)
 
 
 @pytest.fixture
@@ -235,6 +246,7 @@ class Wrapped:
     """A right runtime whose answers something spoils on the way."""
 
     labels = LABELS
+    golden = None
 
     def __init__(self, checkpoint: Checkpoint, graph: Graph, spoil: Any, before: Any = None):
         self.contract = graph.describe()
@@ -260,7 +272,7 @@ def test_closes_on_dropout_left_on(checkpoint: Checkpoint, graph: Graph, gate: G
     runtime._module = module
     failures = gate(runtime, graph).failures
     assert failures[0].startswith("budget: logits of 16 of 16 images off")
-    assert any("gives another logits alone" in failure for failure in failures)
+    assert any("gives another logits in a batch of" in failure for failure in failures)
 
 
 def only(change: Callable[[NDArray[Any]], Any]) -> Callable[[Outputs], Outputs]:
@@ -294,12 +306,12 @@ def zero_at_first(calls: int = 2) -> Callable[[Outputs], Outputs]:
 
 
 SPOILS: list[tuple[Any, str]] = [
-    (zero_for(1), "batches: logits of a batch of 1 off by"),
-    (zero_for(2), "batches: logits of a batch of 2 off by"),
-    (zero_for(1, 7), "batches: image 0 gives another logits alone: "),
-    (zero_at_first(), "batches: logits of a batch of 2 off by"),
-    (only(with_nan), "budget: logits of 1 of 16 images off by up to nan"),
-    (only(leaking), "batches: image 0 gives another logits"),
+    (zero_for(1), "budget: logits of 1 of 16 images off by up to "),
+    (zero_for(2), "budget: logits of 2 of 16 images off by up to "),
+    (zero_for(1), "batches: test image "),
+    (zero_at_first(), "batches: test image "),
+    (only(with_nan), "budget: logits of "),
+    (only(leaking), "batches: test image "),
     (only(lambda a: a.astype(np.float64)), "outputs: batch of 1 gives [('logits', 'float64'"),
     (only(lambda a: a.astype(np.float16)), "outputs: batch of 1 gives [('logits', 'float16'"),
     (only(lambda a: a[:, :9]), "outputs: batch of 1 gives"),
@@ -362,21 +374,18 @@ def test_a_flip_is_allowed_only_where_the_reference_is_undecided(
     checkpoint: Checkpoint, labels: NDArray[np.uint8]
 ) -> None:
     """An image between two classes, by hand: its flip is listed, and nothing else allowed."""
-    from nin.parity import check_classes
-
     exact = np.zeros((2, 10))
     exact[:, 4], exact[0, 6], exact[1, 6] = 1.0, 1.0 - 1e-6, 0.9
     found = exact.astype(np.float32)
     found[:, 6] = 1.01
     budget = {"logits": 1e-5}
     row = Row("x", "nin", 2, budget)
-    failures = list(
-        check_classes(
-            {"logits": found}, Reference(np.zeros((2, 28, 28)), {"logits": exact}, budget), row
-        )
-    )
-    assert failures == ["classes: 1 images changed class; first image 1"]
-    assert (row.flips, row.near_ties) == (2, [0])
+    reference = Reference(np.zeros((2, 28, 28), np.uint8), {"logits": exact}, budget)
+    questions = Questions(reference, ("tie", "clear"), labels[:2], reference, "", 0)
+    answers = Answers.of([np.arange(2)], [{"logits": found}])
+    failures = list(check_classes(answers, questions, row))
+    assert failures == ["classes: 1 images changed class; first clear"]
+    assert (row.flips, row.near_ties) == (2, ["tie"])
 
 
 def test_the_budget_is_derived_from_float32_alone(
@@ -389,6 +398,170 @@ def test_the_budget_is_derived_from_float32_alone(
         network[7][4].bias.mul_(100)
     larger = compute_reference(network, reference.pixels)
     assert 30 < larger.budget["logits"] / reference.budget["logits"] < 300
+
+
+# What is asked
+
+
+class Remembering:
+    """A runtime without a network: it knows the right answers, which something spoils."""
+
+    contract = FASHION_MNIST.describe()
+    labels = LABELS
+    golden: Reference | None = None
+
+    def __init__(self, reference: Reference, spoil: Any = lambda batch, outputs: outputs) -> None:
+        self.weights_sha256 = None
+        self._rows = {image.tobytes(): row for row, image in enumerate(reference.pixels)}
+        self._outputs, self._spoil = reference.outputs, spoil
+
+    def __call__(self, batch: NDArray[Any]) -> Outputs:
+        rows = [self._rows[image.tobytes()] for image in batch]
+        outputs = {n: values[rows].astype(np.float32) for n, values in self._outputs.items()}
+        return self._spoil(batch, outputs)
+
+
+@pytest.fixture(scope="session")
+def questions(
+    checkpoint: Checkpoint, pixels: NDArray[np.uint8], labels: NDArray[np.uint8]
+) -> Questions:
+    """As the script makes them."""
+    return make_questions(checkpoint, pixels, labels, count=16, seed=1)
+
+
+def judge(runtime: Runtime, questions: Questions, *plans: Plan) -> list[str]:
+    """The failures of all rows of one file."""
+    rows = (check_parity("x", runtime, FASHION_MNIST, questions, plan) for plan in plans)
+    return [failure for row in rows for failure in row.failures]
+
+
+def test_right_answers_pass_every_plan(questions: Questions) -> None:
+    plans = (QUICK, *share_sizes(1), *share_sizes(5))
+    assert judge(Remembering(questions.reference), questions, *plans) == []
+
+
+@pytest.mark.parametrize("sharing", [1, 2, 4, 5, 6])
+@pytest.mark.parametrize("size", ALL_SIZES)
+def test_closes_on_a_batch_size_that_is_wrong(
+    questions: Questions, size: int, sharing: int
+) -> None:
+    """Whichever of the runtimes that share a file is asked for it."""
+
+    def spoil(batch: NDArray[Any], outputs: Outputs) -> Outputs:
+        return {**outputs, "logits": outputs["logits"] + np.float32(len(batch) == size)}
+
+    plans = share_sizes(sharing)
+    failures = judge(Remembering(questions.reference, spoil), questions, *plans)
+    assert any(f" in a batch of {size}, allowed is " in failure for failure in failures)
+
+
+@pytest.mark.parametrize("sharing", [1, 4, 5, 6])
+def test_every_image_is_asked_in_two_places(sharing: int) -> None:
+    """By the runtimes of one file together; and in another company."""
+    batches = [b for plan in share_sizes(sharing) for b in plan_batches(303, plan, seed=1)]
+    assert {len(batch) for batch in batches} == set(ALL_SIZES)
+    assert np.bincount(np.concatenate(batches), minlength=303).min() >= 2
+
+
+def spoilt_where(
+    wrong: Callable[[NDArray[Any]], NDArray[np.bool_]], by: float = 1e-3
+) -> Callable[[NDArray[Any], Outputs], Outputs]:
+    """Logits that are off for the images that `wrong` chooses by their pixels."""
+
+    def spoil(batch: NDArray[Any], outputs: Outputs) -> Outputs:
+        off = np.where(wrong(batch.astype(float)), by, 0).astype(np.float32)
+        return {**outputs, "logits": outputs["logits"] + off[:, None]}
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("wrong", "image"),
+    [
+        (lambda p: p.max((1, 2)) == 0, "image `all 0`"),
+        (lambda p: p.min((1, 2)) == 255, "image `all 255`"),
+        (lambda p: p.mean((1, 2)) > 200, "image `"),
+        (lambda p: p.std((1, 2)) == 0, "image `all "),
+        (lambda p: (p[:, -1, -1] == 255) & (p.mean((1, 2)) < 1), "image `bottom right corner"),
+        (lambda p: (p[:, 0, 5] == 255) & (p.mean((1, 2)) < 10), "image `top edge alone on 0"),
+        (lambda p: np.abs(np.diff(p, axis=2)).min((1, 2)) == 255, "image `"),
+    ],
+)
+@pytest.mark.parametrize("by", [1e-3, np.nan])
+def test_closes_on_inputs_unlike_the_test_set(
+    questions: Questions, wrong: Any, image: str, by: float
+) -> None:
+    runtime = Remembering(questions.reference, spoilt_where(wrong, by))
+    failures = judge(runtime, questions, QUICK)
+    assert failures[0].startswith("budget: logits of ")
+    assert f"; first {image}" in failures[0]
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 27), (27, 0), (27, 27), (0, 9), (13, 27)])
+def test_closes_on_a_pixel_that_is_ignored(
+    questions: Questions, checkpoint: Checkpoint, place: tuple[int, int]
+) -> None:
+    def ignore(pixels: NDArray[Any]) -> NDArray[Any]:
+        pixels = pixels.copy()
+        pixels[:, *place] = 0
+        return pixels
+
+    runtime = Wrapped(checkpoint, FASHION_MNIST, lambda outputs: outputs, ignore)
+    failures = judge(runtime, questions, Plan((1, 32), turns=1))
+    assert any(f.startswith("budget: logits of ") for f in failures)
+
+
+def edited(golden: Reference, **changed: Any) -> Reference:
+    """As what is read from a file: a copy."""
+    copy = Reference.from_json(golden.to_json(FASHION_MNIST))
+    return replace(copy, **changed)
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda g: {"budget": dict.fromkeys(g.budget, 1e9)}, "they allow logits to be off by"),
+        (lambda g: {"budget": {**g.budget, "logits": 3 * g.budget["logits"]}}, "they allow logits"),
+        (lambda g: {"budget": {**g.budget, "logits": np.nan}}, "they allow logits to be off by"),
+        (lambda g: {"budget": {**g.budget, "logits": -1.0}}, "they allow logits to be off by"),
+        (lambda g: {"budget": {}}, "of ['logits', 'probabilities']"),
+        (lambda g: {"outputs": {n: v + 1e-6 for n, v in g.outputs.items()}}, "logits is off by"),
+        (lambda g: {"outputs": {"logits": g.outputs["logits"]}}, "of ['logits'], expected"),
+        (lambda g: {"outputs": {n: v[:4] for n, v in g.outputs.items()}}, "logits is (4, 10)"),
+        (lambda g: {"pixels": g.pixels[::-1]}, "not those of the first 32 test images"),
+        (lambda g: {"pixels": g.pixels[:1]}, "not those of the first 32 test images"),
+    ],
+)  # fmt: skip
+def test_closes_on_edited_golden_vectors(questions: Questions, edit: Any, reason: str) -> None:
+    runtime = Remembering(questions.reference)
+    runtime.golden = edited(questions.golden)
+    assert judge(runtime, questions, QUICK) == []
+    runtime.golden = edited(questions.golden, **edit(questions.golden))
+    failures = judge(runtime, questions, QUICK)
+    assert failures[0].startswith(f"golden vectors: {reason}")
+
+
+def test_the_seed_chooses_the_images(
+    checkpoint: Checkpoint, pixels: NDArray[np.uint8], labels: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """So that no export passes which knows the first images by heart."""
+    monkeypatch.setattr(
+        "nin.questions.compute_reference", lambda network, images: Reference(images, {}, {})
+    )
+
+    def ask(count: int, seed: int) -> Questions:
+        return make_questions(checkpoint, pixels, labels, count=count, seed=seed)
+
+    first, again, other = ask(256, 20260101), ask(256, 20260101), ask(256, 20260102)
+    assert first.names == again.names != other.names
+    assert len(set(first.names[:256]) & {f"test image {i}" for i in range(1000)}) < 60
+    index = int(first.names[0].split()[-1])
+    np.testing.assert_array_equal(first.reference.pixels[0], pixels[index])
+    assert first.labels[0] == labels[index]
+    everything = ask(len(pixels), 1)
+    np.testing.assert_array_equal(everything.reference.pixels[: len(pixels)], pixels)
+    assert len(np.unique(everything.reference.pixels[len(pixels) :], axis=0)) == 47
 
 
 # The script
@@ -415,6 +588,28 @@ def test_exit_code_1_and_the_reason_when_closed(
     assert "FAIL" in (tmp_path / "r.md").read_text()
 
 
+def test_the_report_says_what_was_judged_and_asked(
+    artifacts: Path, tmp_path: Path, script: Script, few_sizes: None
+) -> None:
+    """Beside the artifacts, where publishing looks for it."""
+    folder = Path(shutil.copytree(artifacts, tmp_path / "a"))
+    options = ("--images", 4, "--seed", 7, "--runtimes", "eager", "onnxruntime", "--graph", "nin")
+    ended = script(VERIFY, "--artifacts", folder, *options)
+    assert (ended.code, ended.err) == (0, "")
+    assert "4 of 10000 test images, chosen by --seed 7" in ended.out
+    data = json.loads((folder / "parity.json").read_text())
+    digest = hashlib.sha256((folder / "nin.onnx").read_bytes()).hexdigest()
+    assert data["artifacts"] == {"nin.onnx": digest}
+    assert (data["images"], data["seed"]) == (4, 7)
+    assert "--seed 7 " in data["command"]
+    assert data["rows"][1]["sizes"] == [1, 2, 3, 7, 16, 64]
+    assert data["rows"][1]["asked"] >= 2 * (4 + 47)
+    assert (
+        "4 test images by seed 7, and synthetic ones; files judged: nin.onnx "
+        in (folder / "parity.md").read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("count", "runtimes"),
     [
@@ -424,8 +619,9 @@ def test_exit_code_1_and_the_reason_when_closed(
     ],
 )
 def test_a_few_images_do_not_raise_a_false_alarm(
-    count: int, runtimes: tuple[str, ...], artifacts: Path, tmp_path: Path, script: Script
-) -> None:
+    count: int, runtimes: tuple[str, ...], artifacts: Path, tmp_path: Path, script: Script,
+    few_sizes: None,
+) -> None:  # fmt: skip
     options = ("--artifacts", artifacts, "--images", count, "--report", tmp_path / "r")
     assert script(VERIFY, *options, "--runtimes", *runtimes).code == 0
 
@@ -437,6 +633,7 @@ def test_a_few_images_do_not_raise_a_false_alarm(
         (("--images", "-5"), "-5 is not 1 to 10000"),
         (("--images", "10001"), "10001 is not 1 to 10000"),
         (("--images", "some"), "some is not 1 to 10000"),
+        (("--seed", "-1"), "-1 is not a whole number from 0 on"),
         (("--runtimes", "tflite"), "invalid choice: 'tflite'"),
         (("--graph", "vgg"), "invalid choice: 'vgg'"),
         (("--data-dir", "/nowhere"), "no data folder at /nowhere"),

@@ -1,5 +1,6 @@
 """Publishing into a model repository: whole versions or nothing."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -19,7 +22,8 @@ from nin.checkpoint import Checkpoint
 from nin.contract import FASHION_MNIST
 from nin.errors import CheckError, InputError
 from nin.onnx_export import export_onnx, read_onnx_texts
-from nin.paths import ROOT
+from nin.paths import ROOT, WEIGHTS
+from nin.proof import prove
 from nin.runtimes.eager import graph_module
 from nin.torchscript_export import export_torchscript, read_torchscript_texts
 from nin.triton.repository import PUBLISHED, prune, publish, rollback, versions
@@ -63,11 +67,12 @@ def test_published_files_are_the_artifacts(repository: Path, artifacts: Path) ->
         artifact = artifacts / f"{model.graph.name}{model.format}"
         folder = repository / model.name / "1"
         assert (folder / model.filename).read_bytes() == artifact.read_bytes()
-        assert read_manifest(folder)[model.filename] == read_manifest(artifacts)[artifact.name]
+        exported = read_manifest(artifacts)[artifact.name]
+        assert read_manifest(folder)[model.filename] == replace(exported, proof="unproven")
 
 
 def test_versions_count_up_and_may_be_given(script: Script, artifacts: Path, own: Path) -> None:
-    options = ("--artifacts", artifacts, "--repository", own)
+    options = ("--artifacts", artifacts, "--repository", own, "--unproven")
     assert script(PUBLISH, *options).code == 0
     assert numbers(own) == everywhere(2, 1)
     ended = script(PUBLISH, *options, "--version", 7)
@@ -131,7 +136,8 @@ def test_rollback_after_a_publisher_that_was_killed_between_renames(
 
 def test_keep_removes_the_oldest(script: Script, artifacts: Path, own: Path) -> None:
     publish(artifacts, own)
-    ended = script(PUBLISH, "--artifacts", artifacts, "--repository", own, "--keep", 1)
+    options = ("--artifacts", artifacts, "--repository", own, "--unproven")
+    ended = script(PUBLISH, *options, "--keep", 1)
     assert ended.code == 0
     assert "removed version 1, 2" in ended.out
     assert numbers(own) == everywhere(3)
@@ -191,6 +197,85 @@ def test_an_artifact_off_its_golden_vectors_is_never_published(
     assert_untouched(own)
 
 
+@pytest.fixture
+def exports(artifacts: Path, tmp_path: Path) -> Path:
+    """A copy of the artifacts, of this test's own."""
+    return Path(shutil.copytree(artifacts, tmp_path / "exports"))
+
+
+def write_report(folder: Path, *, passed: bool, **digests: str) -> None:
+    """As the gate writes it, about the files there unless a digest is given."""
+    judged = {name: entry.sha256 for name, entry in read_manifest(folder).items()} | digests
+    (folder / "parity.json").write_text(json.dumps({"passed": passed, "artifacts": judged}))
+
+
+def test_what_the_gate_let_through_is_published(script: Script, exports: Path, own: Path) -> None:
+    """Its report is about these very files, so that nothing is asked again."""
+    write_report(exports, passed=True)
+    options = ("--artifacts", exports, "--repository", own)
+    ended = script(PUBLISH, *options, "--weights", "isn't read")
+    assert ended.code == 0
+    assert ended.out.endswith("fashion_mnist_torchscript, proof: gate\n")
+    proofs = {(v.number, v.entry.proof) for v in versions(own) if v.entry}
+    assert proofs == {(2, "gate"), (1, "unproven")}
+    assert script(PUBLISH, *options, "--rollback").code == 0
+    rows = script(PUBLISH, *options, "--list").out.splitlines()[2:]
+    assert [row.split("|")[-2].strip() for row in rows] == ["unproven", "gate", "unproven"] * 4
+
+
+def test_what_the_gate_refused_is_published_only_unproven(
+    script: Script, exports: Path, own: Path
+) -> None:
+    write_report(exports, passed=False)
+    options = ("--artifacts", exports, "--repository", own)
+    ended = script(PUBLISH, *options)
+    assert ended.code == 1
+    assert "parity.json says that the gate is closed for these exports" in ended.err
+    assert_untouched(own)
+    ended = script(PUBLISH, *options, "--unproven")
+    assert ended.code == 0
+    assert ended.out.endswith("proof: unproven\n")
+    assert {v.entry.proof for v in versions(own) if v.entry} == {"unproven"}
+
+
+def test_exports_that_no_report_is_about_pass_a_quick_gate(
+    script: Script, exports: Path, own: Path
+) -> None:
+    """Reports of other files don't count, whatever they say."""
+    write_report(exports, passed=True, **{"nin.pt": "0" * 64})
+    ended = script(PUBLISH, "--artifacts", exports, "--repository", own)
+    assert ended.code == 0
+    assert "no report of these exports in " in ended.out
+    assert ended.out.endswith("proof: quick gate\n")
+
+
+def test_the_quick_gate_closes(script: Script, exports: Path, own: Path) -> None:
+    """On weights rounded to bfloat16 under golden vectors that allow anything."""
+    data = (exports / "nin.onnx").read_bytes()
+    model = onnx.load_from_string(data)
+    golden = next(p for p in model.metadata_props if p.key == "golden")
+    golden.value = json.dumps({**json.loads(golden.value), "budget": {"logits": 1e9}})
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            bits = np.frombuffer(weight.raw_data, np.uint32) & np.uint32(0xFFFF0000)
+            weight.raw_data = bits.tobytes()
+    vouch(exports, "nin.onnx", model.SerializeToString())
+    ended = script(PUBLISH, "--artifacts", exports, "--repository", own)
+    assert ended.code == 1
+    assert "nothing is published, the gate is closed" in ended.err
+    assert "nin in onnxruntime: golden vectors: they allow logits to be off by 1e+09" in ended.err
+    assert_untouched(own)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"passed": true}', "[" * 200_000])
+def test_a_report_that_is_none_does_not_count(
+    exports: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (exports / "parity.json").write_text(content)
+    monkeypatch.setattr("nin.proof._pass_quick_gate", lambda *_, **__: None)
+    assert prove(exports, weights=WEIGHTS, data_dir=None) == "quick gate"
+
+
 def test_artifacts_of_different_weights_are_refused(artifacts: Path, own: Path) -> None:
     mixed = Path(shutil.copytree(artifacts, own.parent / "mixed"))
     manifest = json.loads((mixed / "manifest.json").read_text())
@@ -225,6 +310,50 @@ def test_a_killed_publisher_leaves_the_repository_as_it_was(artifacts: Path, own
     assert not [v for v in versions(own) if v.problem]
 
 
+@pytest.mark.parametrize("writes", [0, 5, 11])
+def test_a_full_disk_leaves_nothing(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """The disk takes so many files; the first publication, so that no warm-up is there yet."""
+    repository = tmp_path / "own"
+    monkeypatch.setattr("nin.triton.repository.replay", lambda *_: None)  # takes a second
+    write, written = Path.write_bytes, []
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        written.append(path)
+        if len(written) > writes:
+            write(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", write_bytes)
+        with pytest.raises((OSError, InputError), match="No space left on device"):
+            publish(artifacts, repository)
+    assert numbers(repository) == everywhere()
+    assert not [m.name for m in PUBLISHED if (repository / m.name / "warmup").exists()]
+    assert not [p for p in repository.glob("*/.*") if p.is_dir()]
+    assert publish(artifacts, repository) == 1
+    assert all((repository / m.name / "warmup" / m.graph.input.name).is_file() for m in PUBLISHED)
+
+
+@pytest.mark.slow
+def test_publishers_killed_at_random_leave_a_repository_that_loads(
+    artifacts: Path, own: Path
+) -> None:
+    """Every version whole, and each with what its warm-up reads."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        publisher = start_publisher(artifacts, own)
+        time.sleep(random.uniform(1, 8))
+        publisher.kill()
+        publisher.wait()
+        assert not [v for v in versions(own) if v.problem]
+        assert all((own / m.name / "warmup" / m.graph.input.name).is_file() for m in PUBLISHED)
+    publish(artifacts, own)
+    assert not list(own.glob("*/.*.tmp"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -232,8 +361,8 @@ def test_a_killed_publisher_leaves_the_repository_as_it_was(artifacts: Path, own
         (("--keep", "x"), "x is not a whole number from 1 on"),
         (("--version", 2, "--rollback"), "not allowed with"),
         (("--artifacts", "nowhere"), "no manifest.json in nowhere"),
-        (("--repository", "README.md"), "is a file"),
-        (("--repository", "docs"), "isn't a model repository of this project"),
+        (("--repository", "README.md", "--unproven"), "is a file"),
+        (("--repository", "docs", "--unproven"), "isn't a model repository of this project"),
         (("--repository", "nowhere/at/all", "--rollback"), "no model repository at"),
         (("--repository", "nowhere/at/all", "--list"), "no model repository at"),
         (("--load", "here"), "isn't a server's address"),
@@ -250,8 +379,9 @@ def test_mistakes_are_one_line(
 
 
 def start_publisher(artifacts: Path, repository: Path) -> subprocess.Popen[bytes]:
+    options = ("--artifacts", artifacts, "--repository", repository)
     return subprocess.Popen(
-        [sys.executable, PUBLISH, "--artifacts", artifacts, "--repository", repository],
+        [sys.executable, PUBLISH, *options, "--unproven"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )

@@ -55,6 +55,7 @@ def test_swap_and_rollback_under_load_lose_no_request(
     publish_script = "export/to_triton.py"
     with serve(own, ports=FREE) as server, load(server.grpc, pixels, labels) as asked:
         options = ("--artifacts", artifacts, "--repository", own, "--load", server.http)
+        options = (*options, "--unproven")
         wait_for(asked, 50)
         assert served_versions(server.http) == ["1"]
         assert script(publish_script, *options).code == 0
@@ -66,6 +67,38 @@ def test_swap_and_rollback_under_load_lose_no_request(
     assert asked.failures == []
     assert asked.count > 150
     assert asked.right / asked.count > 0.9  # the test images' own accuracy
+
+
+def test_loading_into_a_server_of_another_repository_is_noticed(
+    script: Script, artifacts: Path, own: Path, tmp_path: Path
+) -> None:
+    """One with older versions, and one that has a version of the same number by chance."""
+    elsewhere = Path(shutil.copytree(own, tmp_path / "elsewhere"))
+    options = ("--artifacts", artifacts, "--repository", elsewhere, "--unproven")
+    with serve(own, ports=FREE) as server:
+        ended = script("export/to_triton.py", *options, "--load", server.http)
+        assert ended.code == 1
+        assert f"{server.http} seems to serve another repository" in ended.err
+        assert "version 2 was published, and not loaded there" in ended.err
+        assert "Its versions are nin_onnx: 1; nin_torchscript: 1; " in ended.err
+        publish(artifacts, own, version=3)
+        with Client(server.http) as client:
+            for model in PUBLISHED:
+                client.load(model.name)
+        ended = script("export/to_triton.py", *options, "--load", server.http)
+        assert ended.code == 1
+        assert "version 3 was published, and not loaded there" in ended.err
+        assert "nin_onnx: 1, 3; " in ended.err
+
+
+def test_a_server_that_is_not_there_ends_it_before_publishing(
+    script: Script, artifacts: Path, own: Path
+) -> None:
+    options = ("--artifacts", artifacts, "--repository", own, "--load", "127.0.0.1:1")
+    ended = script("export/to_triton.py", *options)
+    assert ended.code == 2
+    assert "no Triton server answers at 127.0.0.1:1" in ended.err
+    assert not list(own.glob("*/2"))
 
 
 def test_that_load_notices_a_swap_that_loses_requests(

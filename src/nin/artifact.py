@@ -160,6 +160,7 @@ class Entry:
     ir_version: int | None
     weights_sha256: str
     versions: dict[str, str]
+    proof: str = ""  # of a published version: what let it through
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:

@@ -89,18 +89,31 @@ def graph_input(graph: Graph, pixels: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def replay(run: Run, graph: Graph, golden: Reference) -> None:
-    """Runs the golden vectors. Raises CheckError if an output is further off than its budget."""
-    outputs = run(graph_input(graph, golden.pixels))
-    for name, expected in golden.outputs.items():
+    """Runs the golden vectors, as one batch and each image alone.
+
+    Raises CheckError if an output is further off than its budget.
+    """
+    batch = graph_input(graph, golden.pixels)
+    _compare(run(batch), golden.outputs, golden.budget)
+    for index in range(len(batch)):
+        one = slice(index, index + 1)
+        expected = {name: values[one] for name, values in golden.outputs.items()}
+        _compare(run(batch[one]), expected, golden.budget, f" for image {index} alone")
+
+
+def _compare(
+    outputs: Outputs, expected: Outputs, budget: dict[str, float], where: str = ""
+) -> None:
+    for name, right in expected.items():
         found = outputs.get(name)
-        if found is None or found.shape != expected.shape:
+        if found is None or found.shape != right.shape:
             shape = "missing" if found is None else found.shape
-            raise CheckError(f"golden vectors: {name} is {shape}, expected {expected.shape}")
-        error = np.abs(found - expected).max()
-        if not error <= golden.budget[name]:  # so that NaN fails too
+            raise CheckError(f"golden vectors: {name} is {shape}{where}, expected {right.shape}")
+        error = np.abs(found - right).max()
+        if not error <= budget[name]:  # so that NaN fails too
             raise CheckError(
-                f"golden vectors: {name} is off by {error:.3g}, "
-                f"allowed is {golden.budget[name]:.3g}"
+                f"golden vectors: {name} is off by {error:.3g}{where}, "
+                f"allowed is {budget[name]:.3g}"
             )
 
 

@@ -10,7 +10,7 @@ from nin.artifact import read_artifact
 from nin.checkpoint import load_checkpoint
 from nin.contract import Graph, Model
 from nin.errors import InputError
-from nin.reference import Outputs
+from nin.reference import Outputs, Reference
 from nin.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_are_built
 from nin.runtimes.eager import EagerRuntime
 from nin.runtimes.ort import OrtRuntime
@@ -23,6 +23,10 @@ class Runtime(Protocol):
 
     contract: dict[str, Any]
     labels: tuple[str, ...]
+
+    @property
+    def golden(self) -> Reference | None:
+        """None where it carries none, or can't be asked."""
 
     @property
     def weights_sha256(self) -> str | None:
@@ -39,6 +43,13 @@ def available_runtimes() -> tuple[str, ...]:
     """The runtimes that this machine has the devices for, and that are built."""
     names = RUNTIMES if torch.cuda.is_available() else CPU_RUNTIMES
     return tuple(n for n in names if not n.startswith("libtorch") or cpp_tools_are_built())
+
+
+def artifact_of(name: str, graph: Graph) -> str | None:
+    """The file that the runtime `name`, one of RUNTIMES, loads; None for eager."""
+    suffix = {"torchscript": ".pt", "libtorch": ".pt", "onnxruntime": ".onnx"}
+    kind = name.partition("-")[0]
+    return f"{graph.name}{suffix[kind]}" if kind in suffix else None
 
 
 def open_runtime(name: str, graph: Graph, *, artifacts: Path, weights: Path) -> Runtime:

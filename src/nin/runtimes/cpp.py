@@ -33,6 +33,7 @@ class LibTorchRuntime:
         metadata = Metadata.from_texts(read_torchscript_texts(read_artifact(artifacts, name)))
         self.contract = metadata.contract
         self.weights_sha256 = metadata.weights_sha256
+        self.golden = metadata.golden
         self._graph = graph
         self._command = ["nin_classify", "--model", str(artifacts / name), "--device", device]
         # once with the golden vectors, which every call would replay
@@ -49,6 +50,7 @@ class CppTritonRuntime:
         served = TritonRuntime(url, model, weights_sha256, protocol="http")
         self.contract = served.contract
         self.weights_sha256 = weights_sha256
+        self.golden = None
         self._graph = model.graph
         self._command = ["nin_triton", "--url", url, "--model", model.name]
         self.labels = _labels(self._command, model.graph)

@@ -24,6 +24,7 @@ class EagerRuntime:
         self.contract = graph.describe()
         self.labels = LABELS
         self.weights_sha256 = checkpoint.sha256
+        self.golden = None
         self._module = graph_module(checkpoint.network, graph).to(device)
         self._graph = graph
         self._device = device

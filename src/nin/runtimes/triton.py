@@ -36,6 +36,7 @@ class TritonRuntime:
         self._clients = threading.local()
         self._model = model
         self.weights_sha256 = weights_sha256
+        self.golden = None
         self.contract = self._describe()
         self.labels = self._labels()
 

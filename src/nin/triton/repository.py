@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,7 +21,6 @@ from nin.artifact import (
     read_manifest,
     sweep,
     temporary_path,
-    write_atomically,
     write_manifest,
 )
 from nin.contract import LABELS, MODELS, Model
@@ -33,6 +32,8 @@ from nin.runtimes.torchscript import TorchScriptRuntime
 
 # The models whose versions are published; the others are code and belong to the repository.
 PUBLISHED = tuple(model for model in MODELS if model.format)
+
+UNPROVEN = "unproven"
 
 _OPEN: dict[str | None, type[OrtRuntime | TorchScriptRuntime]] = {
     ".onnx": OrtRuntime,
@@ -50,12 +51,15 @@ class Version:
     problem: str = ""
 
 
-def publish(artifacts: Path, repository: Path, *, version: int | None = None) -> int:
+def publish(
+    artifacts: Path, repository: Path, *, version: int | None = None, proof: str = UNPROVEN
+) -> int:
     """Makes the artifacts the next version of every model, all of the same number.
 
     Args:
         repository: made from the checkout's if it doesn't exist.
         version: its number; None takes the next.
+        proof: what nin.proof says of the artifacts, kept with the version.
 
     Raises:
         InputError: an artifact or the repository can't be used, or the version isn't a new one.
@@ -64,7 +68,7 @@ def publish(artifacts: Path, repository: Path, *, version: int | None = None) ->
     _make_repository(repository)
     sources = {model: (artifacts, f"{model.graph.name}{model.format}") for model in PUBLISHED}
     with _locked(repository):
-        return _add(sources, repository, version)
+        return _add(sources, repository, version, proof)
 
 
 def rollback(repository: Path) -> tuple[int, int]:
@@ -195,15 +199,21 @@ def _locked(repository: Path) -> Iterator[None]:
                 sweep(folder)
 
 
-def _staging(folder: Path, number: int) -> Path:
-    return temporary_path(folder / str(number))
+def _staging(folder: Path, name: object) -> Path:
+    return temporary_path(folder / str(name))
 
 
-def _add(sources: dict[Model, tuple[Path, str]], repository: Path, version: int | None) -> int:
+def _add(
+    sources: dict[Model, tuple[Path, str]],
+    repository: Path,
+    version: int | None,
+    proof: str | None = None,
+) -> int:
     """Stages and proves every model's file before the first becomes a version.
 
     Args:
         sources: for each model a folder with a manifest, and the name of its file there.
+        proof: None keeps what the manifests say.
     """
     newest = max(set().union(*_numbers(repository).values()), default=0)
     number = newest + 1 if version is None else version
@@ -213,32 +223,46 @@ def _add(sources: dict[Model, tuple[Path, str]], repository: Path, version: int 
             f"leave --version out, or give {newest + 1} or more"
         )
     bar = tqdm(sources.items(), "proving", disable=None, leave=False)
-    entries = [_stage(model, *source, repository, number) for model, source in bar]
+    entries = [_stage(model, *source, repository, number, proof) for model, source in bar]
     if len({entry.weights_sha256 for entry in entries}) > 1:
         raise InputError(
             "the artifacts come from different weights; export all of them again: `make export`"
         )
-    for model in sources:
+    for model in sources:  # from here on nothing is written, so that a full disk can't part them
         folder = repository / model.name
+        _place_warmup(folder, model)
         _staging(folder, number).rename(folder / str(number))
     return number
 
 
-def _stage(model: Model, source: Path, name: str, repository: Path, number: int) -> Entry:
+def _stage(
+    model: Model, source: Path, name: str, repository: Path, number: int, proof: str | None
+) -> Entry:
     """Copies one file to its hidden folder and proves the copy."""
     data = read_artifact(source, name)
     entry = read_manifest(source)[name]
+    if proof is not None:
+        entry = replace(entry, proof=proof)
     folder = _staging(repository / model.name, number)
     folder.mkdir()
     (folder / model.filename).write_bytes(data)
     write_manifest(folder, {model.filename: entry})
     golden = _prove(model, read_artifact(folder, model.filename))
     # one golden image in the form of a request's body, for model_warmup in config.pbtxt
-    warmup = repository / model.name / "warmup" / model.graph.input.name
+    warmup = _staging(repository / model.name, "warmup")
+    warmup.mkdir()
     image = graph_input(model.graph, golden.pixels[:1]).tobytes()
-    if not warmup.is_file() or warmup.read_bytes() != image:
-        write_atomically(warmup, image)
+    (warmup / model.graph.input.name).write_bytes(image)
     return entry
+
+
+def _place_warmup(folder: Path, model: Model) -> None:
+    staged, warmup = _staging(folder, "warmup"), folder / "warmup"
+    if warmup.is_dir():
+        name = model.graph.input.name
+        (staged / name).replace(warmup / name)
+    else:
+        staged.rename(warmup)
 
 
 def _prove(model: Model, data: bytes) -> Reference:
