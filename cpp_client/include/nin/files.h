@@ -16,11 +16,12 @@ inline constexpr std::size_t network_side = 224;
 inline constexpr std::size_t network_pixels = network_side * network_side;
 
 /// Decodes a PNG or JPEG file to one image's pixels, as the server's model decode_image does:
-/// the orientation of the EXIF tag applied; transparent pixels over black; grey by ITU-R 601, of
-/// 16 bits the upper 8; the longer edge to 28 pixels (antialiased, bicubic), centred on black.
-/// An image of 28x28 grey pixels stays as it is. The pixels are the same as in Python, bit for bit:
-/// of JPEG, where both decode by libjpeg-turbo, as Pillow's wheels do.
-/// Throws Error where the bytes aren't a whole image, or it has more than 50 million pixels.
+/// the orientation of plain Exif applied, other metadata ignored; transparent pixels over black;
+/// grey by ITU-R 601, of 16 bits the upper 8; the longer edge to 28 pixels (antialiased, bicubic),
+/// centred on black. An image of 28x28 grey pixels stays as it is. The pixels are the same as in
+/// Python, bit for bit: of JPEG, where both decode by libjpeg-turbo, as Pillow's wheels do. Throws
+/// Error where the bytes aren't a whole image, or before anything is decoded where it has more than
+/// 50 million pixels, an edge above 65,535, or one 56 times as long as the other.
 [[nodiscard]] std::vector<std::uint8_t> decode_image(std::span<const std::uint8_t> file);
 
 /// Whether bytes are an IDX file, or gzip, in which no image comes here.
