@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -206,7 +207,7 @@ def test_says_that_there_is_no_cuda_device(classify: Classify, device: str) -> N
         (b"\0\0\x08\x03" + bytes([0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28]), "promises 9 images"),
         (b"\0\0\x08\x03\xff\xff\xff\xff\0\0\0\x1c\0\0\0\x1c", "promises 4294967295 images"),
         (b"\x1f\x8b\x08nonsense", "can't decompress"),
-        (encode_idx(np.zeros((0, 28, 28), np.uint8)), "no image"),
+        (encode_idx(np.zeros((0, 28, 28), np.uint8)), "holds no images"),
     ],
     ids=["empty", "text", "labels", "other size", "short", "huge", "gzip", "no images"],
 )
@@ -247,7 +248,47 @@ def test_a_file_that_can_not_be_read(classify: Classify) -> None:
 
 
 def test_a_name_with_a_line_break_stays_one_line(classify: Classify) -> None:
-    refused(classify("a\nb.png"), "a b.png: can't open it")
+    refused(classify("a\nb.png"), "a\\x0ab.png: can't open it")
+
+
+def test_names_that_no_terminal_can_print(cpp_build: Path, artifacts: Path, tmp_path: Path) -> None:
+    name = b"latin\xe9\x1b[1m\xc2\x85\xe5\x9b\xbe.png"
+    (tmp_path / os.fsdecode(name)).write_bytes(encode_png(np.zeros((28, 28), np.uint8)))
+    command = [cpp_build / "tools" / "nin_classify", name, "--no-replay"]
+    command += ["--model", artifacts / "fashion_mnist.pt", "--format"]
+    outs = {
+        kind: subprocess.run([*command, kind], cwd=tmp_path, capture_output=True, check=True).stdout
+        for kind in ("table", "csv", "json")
+    }
+    assert r"| latin\xe9\x1b[1m\xc2\x85图.png |" in outs["table"].decode()
+    shown = "latin\\xe9\x1b[1m\x85图.png"  # data keep what is UTF-8
+    assert outs["csv"].decode().split("\n")[1].startswith(shown + ",")
+    assert json.loads(outs["json"])[0]["image"] == shown
+
+
+def test_a_closed_standard_output(cpp_build: Path, artifacts: Path) -> None:
+    tool = cpp_build / "tools" / "nin_classify"
+    command = f"{tool} {TEST_IMAGES} --limit 1 --model {artifacts}/fashion_mnist.pt >&-"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    refused(Ended(ended.returncode, ended.stdout, ended.stderr), "the standard output is closed")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("cat /dev/zero", "not a PNG or JPEG file"),
+        ("cat /dev/zero | gzip -1", "its header is [0, 0, 0, 0]"),
+        (r"printf '\0\0\10\3\0\0\0\1\0\0\0\34\0\0\0\34'; cat /dev/zero", "it has more"),
+        (r"printf '\377\330\377'; cat /dev/zero", "it has more than 512 MiB"),
+    ],
+)
+def test_what_never_ends_is_refused(
+    cpp_build: Path, artifacts: Path, source: str, reason: str
+) -> None:
+    tool = cpp_build / "tools" / "nin_classify"
+    command = f"({source}) 2> /dev/null | {tool} - --model {artifacts}/fashion_mnist.pt"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    refused(Ended(ended.returncode, ended.stdout, ended.stderr), reason)
 
 
 def test_pixels_and_floats_do_not_mix(classify: Classify, tmp_path: Path) -> None:
@@ -333,6 +374,38 @@ def test_golden_vectors_catch_tampered_weights(
         options = (TEST_IMAGES, "--limit", 1, "--model", changed)
         refused(classify(*options), "golden vectors: ", "the file is damaged")
         assert classify(*options, "--no-replay").code == 0
+
+
+class Spoilt(torch.nn.Module):
+    """An export that is wrong for one image alone: by a constant, or NaN."""
+
+    def __init__(self, inner: torch.nn.Module, error: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.error = error
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, probabilities = self.inner(pixels)
+        if pixels.size(0) == 1:
+            logits = logits + self.error
+        return logits, probabilities
+
+
+@pytest.mark.parametrize(("error", "off"), [(0.01, "0.01"), (float("nan"), "nan")])
+def test_an_export_that_is_wrong_for_one_image_alone(
+    classify: Classify, artifacts: Path, tmp_path: Path, error: float, off: str
+) -> None:
+    model = artifacts / "fashion_mnist.pt"
+    texts = read_torchscript_texts(model.read_bytes())
+    with ignore_deprecations():
+        spoilt = torch.jit.script(Spoilt(torch.jit.load(model), error).eval())
+        torch.jit.save(spoilt, tmp_path / "spoilt.pt", _extra_files=texts)
+    options = (TEST_IMAGES, "--model", tmp_path / "spoilt.pt", "--limit")
+    refused(classify(*options, 2), f"golden vectors: logits is off by {off}", "for single images")
+    assert classify(*options, 2, "--no-replay").code == 0
+    alone = classify(*options, 1, "--no-replay")
+    if off == "nan":
+        refused(alone, "the logits of image 0 of 1 hold nan, expected finite numbers")
 
 
 def test_models_with_flipped_bytes_never_crash(

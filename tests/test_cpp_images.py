@@ -299,6 +299,264 @@ def test_jpeg_of_every_orientation(dump: Callable[..., Pixels], decode: Decode) 
     assert len({decode(file).tobytes() for file in files.values()}) == 8
 
 
+def tagged(tag: int, kind: int, count: int, value: bytes, order: str = ">") -> bytes:
+    """Exif of one entry, as odd as it may be."""
+    head = {">": b"MM\0*", "<": b"II*\0"}[order] + struct.pack(order + "I", 8)
+    return head + struct.pack(order + "HHHI", 1, tag, kind, count) + value + bytes(4)
+
+
+TURNED = exif(6)
+TURNED_LITTLE = exif(6, "<")
+XMP = (
+    b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF><rdf:Description "
+    b"tiff:Orientation='6'/><tiff:Orientation>6</tiff:Orientation></rdf:RDF></x:xmpmeta>"
+)
+RAW_PROFILE = b"\nexif\n%8d\n" % (len(TURNED) + 6) + (b"Exif\0\0" + TURNED).hex().encode() + b"\n"
+# of an image turned by 90 degrees: whether the orientation counts
+ODD_EXIF = {
+    "big-endian": (TURNED, True),
+    "little-endian": (TURNED_LITTLE, True),
+    "long": (exif(6, kind=4), True),
+    "swapped version": (b"MM*\0" + TURNED[4:], True),
+    "bytes behind": (TURNED + bytes(99), True),
+    "more entries than there are": (TURNED[:8] + b"\0\x09" + TURNED[10:], True),
+    "the first of two": (TURNED[:8] + b"\0\2" + TURNED[10:22] + exif(3)[10:22] + bytes(4), True),
+    "no next directory": (TURNED[:22], True),
+    "cut in the entry": (TURNED[:21], False),
+    "cut in the value": (TURNED[:20], False),
+    "cut in the header": (TURNED[:7], False),
+    "empty": (b"", False),
+    "zeros": (bytes(40), False),
+    "text": (b"not a TIFF header at all", False),
+    "BigTIFF": (b"MM\0+" + TURNED[4:], False),
+    "doubled header": (b"Exif\0\0" + TURNED, False),
+    "doubled header of a PNG": (b"Exif\0\0Exif\0\0" + TURNED, False),
+    "a directory outside": (TURNED[:4] + b"\xff\xff\xff\xff" + TURNED[8:], False),
+    "a directory at the end": (TURNED[:4] + struct.pack(">I", len(TURNED)) + TURNED[8:], False),
+    "no entries": (TURNED[:8] + b"\0\0" + TURNED[10:], False),
+    "orientation 0": (exif(0), False),
+    "orientation 9": (exif(9), False),
+    "orientation 65535": (exif(65535), False),
+    "long of 65536 + 6": (exif(65536 + 6, kind=4), False),
+    "no numbers": (exif(6, count=0), False),
+    "two numbers": (tagged(0x0112, 3, 2, b"\0\6\0\6"), False),
+    "three numbers elsewhere": (tagged(0x0112, 3, 3, b"\0\0\0\x1a") + b"\0\6" * 3, False),
+    **{
+        f"type {kind}": (tagged(0x0112, kind, 1, b"\0\6\0\6"), False)
+        for kind in (0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 65535)
+    },
+    "another tag": (tagged(0x0113, 3, 1, b"\0\6\0\0"), False),
+}
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def app1(content: bytes) -> bytes:
+    return segment(0xE1, b"Exif\0\0" + content)
+
+
+# what may stand in a JPEG before its tables: whether the image is to be turned
+ODD_SEGMENTS = {
+    **{name: (app1(content), turned) for name, (content, turned) in ODD_EXIF.items()},
+    "XMP": (segment(0xE1, XMP), False),
+    "XMP and upright Exif": (segment(0xE1, XMP) + app1(exif(1)), False),
+    "Exif behind XMP": (segment(0xE1, XMP) + app1(TURNED), True),
+    "two Exif, the first turns": (app1(TURNED) + app1(exif(1)), True),
+    "two Exif, the second turns": (app1(exif(1)) + app1(TURNED), False),
+    "Exif in two parts": (app1(TURNED[:15]) + app1(TURNED[15:]), False),
+    "a damaged Exif first": (app1(b"") + app1(TURNED), False),
+    "Exif of another marker": (segment(0xE2, b"Exif\0\0" + TURNED), False),
+    "Exif with one zero": (segment(0xE1, b"Exif\0" + TURNED), False),
+    "Exif in lower case": (segment(0xE1, b"exif\0\0" + TURNED), False),
+    "fill bytes": (b"\xff\xff\xff" + app1(TURNED), True),
+    "a comment before": (segment(0xFE, b"a comment") + app1(TURNED), True),
+    "an empty APP1": (segment(0xE1, b"") + app1(TURNED), True),
+    "a length of 0": (b"\xff\xe5\0\0" + app1(TURNED), True),
+    "a length of 1": (b"\xff\xe5\0\1" + app1(TURNED), True),
+    "a short JFIF": (segment(0xE0, b"JFIF\0"), False),
+    "a short Adobe": (segment(0xEE, b"Adobe"), False),
+    "a short Adobe with Exif": (segment(0xEE, b"Adobe\0") + app1(TURNED), True),
+    "a broken MPF": (segment(0xE2, b"MPF\0" + bytes(8)), False),
+    "MPF with a directory outside": (segment(0xE2, b"MPF\0MM\0*\xff\xff\xff\xff"), False),
+    "MPF without a count": (segment(0xE2, b"MPF\0" + TURNED), False),
+    "a broken Photoshop": (segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0"), False),
+    "a broken profile": (segment(0xE2, b"ICC_PROFILE\0"), False),
+    "FlashPix": (segment(0xE2, b"FPXR\0"), False),
+    "zeros in every APP": (b"".join(segment(0xE0 + i, bytes(3)) for i in range(16)), False),
+}
+
+# the same of a PNG: chunks before IDAT and behind it
+ODD_CHUNKS = {
+    **{
+        name: (chunk(b"eXIf", content), b"", turned) for name, (content, turned) in ODD_EXIF.items()
+    },
+    "behind the samples": (b"", chunk(b"eXIf", TURNED), True),
+    "two, the first turns": (chunk(b"eXIf", TURNED) + chunk(b"eXIf", exif(1)), b"", True),
+    "two, the second turns": (chunk(b"eXIf", exif(1)) + chunk(b"eXIf", TURNED), b"", False),
+    "one before, one behind": (chunk(b"eXIf", TURNED), chunk(b"eXIf", exif(3)), True),
+    "many": (chunk(b"eXIf", TURNED) + chunk(b"eXIf", exif(1)) * 1100, b"", True),
+    "a large one": (chunk(b"eXIf", TURNED + bytes(9_000_000)), b"", True),
+    "XMP": (chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP[29:]), b"", False),
+    "XMP behind": (b"", chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP[29:]), False),
+    "XMP and Exif": (
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP[29:]), chunk(b"eXIf", TURNED), True
+    ),
+    **{
+        f"raw profile {kind.decode()} in {name.decode()}": (chunk(name, content), b"", False)
+        for kind in (b"exif", b"APP1")
+        for name, content in (
+            (b"tEXt", b"Raw profile type " + kind + b"\0" + RAW_PROFILE),
+            (b"zTXt", b"Raw profile type " + kind + b"\0\0" + zlib.compress(RAW_PROFILE)),
+            (b"iTXt", b"Raw profile type " + kind + b"\0\0\0\0\0" + RAW_PROFILE),
+            (b"zTXt", b"Raw profile type " + kind + b"\0\0" + b"not deflated"),
+        )
+    },
+    **{
+        f"{'empty' if not content else 'broken'} {name.decode()}{where}": (
+            *((found, b"") if not where else (b"", found)), False
+        )
+        for name in (
+            *(b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"tEXt"),
+            *(b"zTXt", b"iTXt", b"bKGD", b"hIST", b"pHYs", b"sPLT", b"eXIf", b"tIME", b"acTL"),
+            *(b"fcTL", b"fdAT", b"oFFs", b"pCAL", b"sCAL", b"vpAg", b"neWs", b"caNv", b"orNT"),
+        )
+        for content in (b"", b"\1\xff\0")
+        for where in ("", " behind")
+        for found in (chunk(name, content),)
+    },
+    "a text that is a bomb": (chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))), b"", False),
+    "a profile that is a bomb": (
+        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8))), b"", False
+    ),
+    "an animation": (
+        chunk(b"acTL", struct.pack(">II", 2, 0))
+        + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 9, 9, 0, 0, 1, 1, 0, 0)),
+        chunk(b"fcTL", struct.pack(">IIIIIHHBB", 1, 99, 9, 0, 0, 1, 1, 0, 0))
+        + chunk(b"fdAT", bytes(9)),
+        False,
+    ),
+}  # fmt: skip
+
+
+def with_chunks(png: bytes, before: bytes, behind: bytes) -> bytes:
+    start, end = png.index(b"IDAT") - 4, png.index(b"IEND") - 4
+    return png[:start] + before + png[start:end] + behind + png[end:]
+
+
+def assert_turned(
+    dump: Callable[..., Pixels], decode: Decode, plain: bytes, odd: dict[str, tuple[bytes, bool]]
+) -> None:
+    """Each file has the pixels of `plain`, turned where it says so, in both languages."""
+    upright = decode(plain)
+    turned = np.rot90(upright, -1)
+    assert (turned != upright).any()
+    for found, (name, (file, turns)) in zip(
+        dump(file for file, _ in odd.values()), odd.items(), strict=True
+    ):
+        np.testing.assert_array_equal(found, turned if turns else upright, err_msg=name)
+        np.testing.assert_array_equal(decode(file), found, err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_metadata_of_a_jpeg(dump: Callable[..., Pixels], decode: Decode, mode: str) -> None:
+    """Grey that is 28x28 and symmetric blocks: turning comes after decoding, bit for bit."""
+    plain = saved(waves((28, 28)).convert(mode), "JPEG", subsampling=0)
+    start = plain.index(b"\xff\xdb")  # behind JFIF and Adobe
+    odd = {
+        name: (plain[:start] + segments + plain[start:], turns)
+        for name, (segments, turns) in ODD_SEGMENTS.items()
+    }
+    first = {name: (plain[:2] + file[start:], turns) for name, (file, turns) in odd.items()}
+    assert_turned(dump, decode, plain, odd)
+    if mode == "L":  # without JFIF it means the same
+        assert_turned(dump, decode, plain, first)
+
+
+def test_metadata_of_a_png(dump: Callable[..., Pixels], decode: Decode) -> None:
+    plain = saved(waves((28, 28)).convert("L"))
+    odd = {
+        name: (with_chunks(plain, before, behind), turns)
+        for name, (before, behind, turns) in ODD_CHUNKS.items()
+    }
+    odd["Exif behind the end"] = (plain + chunk(b"eXIf", TURNED), False)
+    assert_turned(dump, decode, plain, odd)
+
+
+def test_a_jpeg_of_several_pictures(dump: Callable[..., Pixels], decode: Decode) -> None:
+    """Phones write them: the first counts, turned by its own Exif."""
+    image = waves((28, 28))
+
+    def several(**options: Any) -> bytes:
+        second = [image.rotate(180)]
+        return saved(image, "MPO", save_all=True, append_images=second, subsampling=0, **options)
+
+    assert b"MPF\0" in several()
+    assert_turned(dump, decode, several(), {"MPO": (several(exif=b"Exif\0\0" + exif(6)), True)})
+
+
+def test_both_refuse_what_only_looks_like_metadata(
+    cpp_build: Path, decode: Decode, tmp_path: Path
+) -> None:
+    """A wrong checksum, a critical chunk that nobody knows, a segment beyond the end."""
+    png, jpeg = saved(waves((28, 28))), saved(waves((28, 28)), "JPEG")
+    wrong = chunk(b"tEXt", b"a\0b")[:-1] + b"!"
+    files = [
+        with_chunks(png, wrong, b""),
+        with_chunks(png, b"", wrong),
+        with_chunks(png, chunk(b"eXIf", TURNED)[:-1] + b"!", b""),
+        with_chunks(png, chunk(b"ABCD", b""), b""),
+        with_chunks(png, chunk(b"a1cd", b""), b""),
+        with_chunks(png, struct.pack(">I", 2**31) + b"tEXt", b""),
+        with_chunks(png, png[8:33], b""),  # a second IHDR
+        png[:8] + chunk(b"tEXt", b"a\0b") + png[8:],
+        jpeg[:2] + b"junk" + jpeg[2:],
+        jpeg[:2] + b"\xff\xe1\xff\xff" + jpeg[2:],
+    ]
+    for file in files:
+        with pytest.raises(ValueError, match="not a whole PNG or JPEG file"):
+            decode(file)
+        refusal(cpp_build, tmp_path / "odd", file)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((1000, 17), "1000x17 pixels, of which the shorter edge vanishes at 28 pixels of"),
+        ((1, 2000), "1x2000 pixels, of which the shorter edge vanishes"),
+        ((56, 1), "56x1 pixels, of which the shorter edge vanishes"),
+        ((7, 392), "7x392 pixels, of which the shorter edge vanishes"),
+        ((65_535, 700), "vanishes"),
+        ((65_536, 100), "65536x100 pixels, an edge has at most 65535"),
+        ((700, 70_000), "700x70000 pixels, an edge has at most 65535"),
+        ((1, 50_000_000), "1x50000000 pixels, an edge has at most 65535"),
+        ((50_000_000, 1), "50000000x1 pixels, an edge has at most 65535"),
+        ((50_000, 1001), "50000x1001 pixels, at most 50000000 are decoded"),
+        ((1, 2**31 - 1), "1x2147483647 pixels, at most 50000000 are decoded"),
+    ],
+)
+def test_both_refuse_a_size_before_they_decode(
+    cpp_build: Path, decode: Decode, tmp_path: Path, size: tuple[int, int], reason: str
+) -> None:
+    """By the header alone: there are no samples behind it."""
+    header = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", b""), chunk(b"IEND", b""))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        decode(file)
+    assert reason in refusal(cpp_build, tmp_path / "odd", file)
+
+
+def test_a_flat_image_that_does_not_vanish(dump: Callable[..., Pixels], decode: Decode) -> None:
+    sizes = ((55, 1), (1, 55), (7, 391), (1000, 18), (18, 1007))
+    random = np.random.default_rng(0)
+    images = {f"{size}": Image.fromarray(random.integers(0, 256, size, np.uint8)) for size in sizes}
+    assert_equal(dump, decode, {name: saved(image) for name, image in images.items()})
+    jpegs = {name: saved(image, "JPEG") for name, image in images.items()}
+    assert_equal(dump, decode, jpegs)
+
+
 def waves(size: tuple[int, int]) -> Image.Image:
     y, x = np.mgrid[: size[0], : size[1]] / 20
     phases = [x * a + y * b for a, b in ((1, 0.3), (0.4, 1.1), (0.7, 0.8))]

@@ -466,6 +466,16 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
         "can't be read: .*must be string",
     ),
     # its answers
+    "NaN": (
+        "infer",
+        binary([PROBABILITIES, LOGITS], np.full(10, -np.nan, "<f4").tobytes() + ZEROS),
+        "the probabilities of image 0 of 1 hold -?nan, expected finite numbers",
+    ),
+    "an infinite logit": (
+        "infer",
+        binary([PROBABILITIES, LOGITS], ONE + np.full(10, np.inf, "<f4").tobytes()),
+        "the logits of image 0 of 1 hold inf",
+    ),
     "other count": (
         "infer",
         binary([tensor("logits", "FP32", [2, 10], 80), PROBABILITIES], bytes(120)),
@@ -585,6 +595,21 @@ def test_nobody_there(nin_triton: Run, images: Path) -> None:
     assert_refused(nin_triton(images, "--url", url), message)
 
 
-@pytest.mark.parametrize("url", ["", "here", "127.0.0.1:", "ftp://127.0.0.1:1", "my host:8000"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "",
+            "here",
+            "127.0.0.1:",
+            "ftp://127.0.0.1:1",
+            "my host:8000",
+            "::1:8000",
+            "::1",
+            "[::1]",
+        ),
+        *("[::1:8000", "[127.0.0.1]:8000", "127.0.0.1:\uff18\uff10", "127.0.0.1:8000:9"),
+    ],
+)
 def test_what_is_no_address_is_refused(nin_triton: Run, images: Path, url: str) -> None:
     assert_refused(nin_triton(images, "--url", url), "isn't a server's address; write HOST:PORT")

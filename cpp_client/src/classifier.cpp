@@ -2,11 +2,13 @@
 
 #include <ATen/Parallel.h>
 #include <dlfcn.h>
+#include <pthread.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/cuda.h>
 #include <torch/script.h>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <cmath>
 #include <fstream>
@@ -16,6 +18,7 @@
 #include <utility>
 
 #include "metadata.h"
+#include "outputs.h"
 #include "preprocess.h"
 #include "text.h"
 
@@ -64,6 +67,25 @@ void load_cuda() {
     const fs::path library = fs::path(info.dli_fname).replace_filename("libtorch_cuda.so");
     dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
   });
+}
+
+/// Whether this process was made by fork() after its parent had a classifier.
+std::atomic<bool> forked = false;
+
+void watch_forks() {
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  if (watched != 0) throw std::bad_alloc();  // its only error
+}
+
+/// OpenMP's number belongs to each calling thread. Its threads don't come along through fork(): the
+/// child would wait for them forever, unless it does all itself.
+void settle_threads() {
+  thread_local bool alone = false;
+  if (!forked) {
+    at::internal::lazy_init_num_threads();
+  } else if (!std::exchange(alone, true)) {
+    at::set_num_threads(1);
+  }
 }
 
 torch::Device parse_device(const std::string& text) {
@@ -136,6 +158,8 @@ void check_multiple(std::size_t size, std::size_t item, const char* what) {
 struct Classifier::Impl {
   Impl(const fs::path& model, const Options& options)
       : device((load_cuda(), parse_device(options.device))) {
+    watch_forks();
+    settle_threads();
     check_file(model);
     torch::jit::ExtraFilesMap texts;
     for (const char* key : metadata_keys) texts[key] = "";
@@ -176,7 +200,10 @@ struct Classifier::Impl {
 
   void forward(const torch::Tensor& batch, Outputs& outputs) const {
     const c10::InferenceMode guard;
-    at::internal::lazy_init_num_threads();  // OpenMP's number belongs to each calling thread
+    settle_threads();
+    if (forked && device.is_cuda()) {
+      throw Error("CUDA can't be used after fork(); fork before the first classifier is made");
+    }
     // The file is frozen and optimized already: profiling runs for each new batch size would only
     // make the first calls slower (docs/bench-cpp.md).
     const torch::jit::GraphOptimizerEnabledGuard no_profiling(false);
@@ -212,10 +239,27 @@ struct Classifier::Impl {
     return outputs;
   }
 
+  template <typename Run>
+  [[nodiscard]] Outputs checked(Run run) const {
+    Outputs outputs = translate("can't run the model", run);
+    check_finite(outputs, metadata.labels.size());
+    return outputs;
+  }
+
+  /// Together, and each alone: what is right in a batch may be wrong for a single image.
   void replay() const {
-    const Outputs found = run_pixels(metadata.golden.pixels);
+    const std::span<const std::uint8_t> pixels(metadata.golden.pixels);
+    check_golden(run_pixels(pixels), "in a batch");
+    Outputs alone;
+    for (std::size_t start = 0; start < pixels.size(); start += image_pixels) {
+      alone.append(run_pixels(pixels.subspan(start, image_pixels)));
+    }
+    check_golden(alone, "for single images");
+  }
+
+  void check_golden(const Outputs& outputs, const char* how) const {
     for (const auto& [name, expected] : metadata.golden.outputs) {
-      const auto& values = name == "logits" ? found.logits : found.probabilities;
+      const auto& values = name == "logits" ? outputs.logits : outputs.probabilities;
       double worst = 0;
       for (std::size_t i = 0; i < expected.size(); ++i) {
         const double error = std::abs(values[i] - expected[i]);
@@ -223,8 +267,8 @@ struct Classifier::Impl {
       }
       if (const double allowed = metadata.golden.budget.at(name); !(worst <= allowed)) {
         std::ostringstream text;
-        text << "golden vectors: " << name << " is off by " << worst << ", allowed is " << allowed
-             << "; the file is damaged, export it again";
+        text << "golden vectors: " << name << " is off by " << worst << ' ' << how
+             << ", allowed is " << allowed << "; the file is damaged, export it again";
         throw Error(text.str());
       }
     }
@@ -261,11 +305,11 @@ std::vector<float> Classifier::logits(std::span<const float> images) const {
 }
 
 Outputs Classifier::run(std::span<const std::uint8_t> pixels) const {
-  return translate("can't run the model", [&] { return impl_->run_pixels(pixels); });
+  return impl_->checked([&] { return impl_->run_pixels(pixels); });
 }
 
 Outputs Classifier::run(std::span<const float> images) const {
-  return translate("can't run the model", [&] { return impl_->run_images(images); });
+  return impl_->checked([&] { return impl_->run_images(images); });
 }
 
 const std::string& Classifier::graph() const { return impl_->metadata.graph.name; }
@@ -276,7 +320,7 @@ void set_threads(int count) {
   if (count < 1 || count > 1024) {
     throw Error("can't use " + std::to_string(count) + " threads, 1 to 1024");
   }
-  at::set_num_threads(count);
+  if (!forked) at::set_num_threads(count);
 }
 
 }  // namespace nin

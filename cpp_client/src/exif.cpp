@@ -38,21 +38,13 @@ class Tiff {
   bool little_;
 };
 
-/// An integer's size by its type: short and long, unsigned and signed. 0 for others.
-std::size_t integer_size(std::uint32_t type) {
-  return type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
-}
-
-/// The first of an entry's numbers; none if they aren't integers.
+/// The number of an entry; none unless it is a single short or long.
 std::optional<std::uint32_t> read_integer(const Tiff& tiff, std::size_t entry) {
+  constexpr std::uint32_t short_type = 3, long_type = 4;
   const auto type = tiff.u16(entry + 2);
-  const auto count = tiff.u32(entry + 4);
-  if (!type || !count || *count == 0) return std::nullopt;
-  const std::size_t size = integer_size(*type);
-  std::optional<std::size_t> at = entry + 8;
-  if (size * *count > 4) at = tiff.u32(*at);
-  if (size == 0 || !at) return std::nullopt;
-  return size == 2 ? tiff.u16(*at) : tiff.u32(*at);
+  if (tiff.u32(entry + 4) != 1U) return std::nullopt;
+  if (type == short_type) return tiff.u16(entry + 8);
+  return type == long_type ? tiff.u32(entry + 8) : std::nullopt;
 }
 
 }  // namespace
@@ -63,13 +55,13 @@ int read_orientation(Bytes exif) {
   if (!tiff.valid() || !directory) return 1;
   const std::size_t first = std::size_t{*directory} + 2;
   const std::size_t count = tiff.u16(*directory).value_or(0);
-  std::uint32_t orientation = 1;
-  for (std::size_t entry = first; entry < first + count * entry_size; entry += entry_size) {
-    if (tiff.u16(entry) == orientation_tag) {
-      orientation = read_integer(tiff, entry).value_or(orientation);
-    }
+  const std::size_t end = std::min(first + count * entry_size, exif.size());
+  for (std::size_t entry = first; entry + entry_size <= end; entry += entry_size) {
+    if (tiff.u16(entry) != orientation_tag) continue;
+    const std::uint32_t orientation = read_integer(tiff, entry).value_or(1);
+    return orientation >= 1 && orientation <= 8 ? static_cast<int>(orientation) : 1;
   }
-  return orientation <= 8 ? std::max(static_cast<int>(orientation), 1) : 1;
+  return 1;
 }
 
 GreyImage transpose(GreyImage image, int orientation) {

@@ -5,11 +5,12 @@
 
 namespace nin {
 
-/// The orientation, 1 to 8, that EXIF metadata (a TIFF header with directories) gives an image;
-/// 1, upright, where it gives none or is damaged: no image is refused for its metadata.
+/// The orientation, 1 to 8, that Exif metadata (a TIFF header with directories) give an image by
+/// the first tag of that name; 1, upright, where they give none or are damaged: no image is refused
+/// for its metadata.
 [[nodiscard]] int read_orientation(Bytes exif);
 
-/// Turns or mirrors an image upright, as PIL.ImageOps.exif_transpose does.
+/// Turns or mirrors an image of this orientation upright.
 [[nodiscard]] GreyImage transpose(GreyImage image, int orientation);
 
 }  // namespace nin

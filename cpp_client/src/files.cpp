@@ -33,6 +33,10 @@ GreyImage decode(Bytes file) {
 
 }  // namespace
 
+bool is_image(std::span<const std::uint8_t> file) {
+  return starts_with(file, png_magic) || starts_with(file, jpeg_magic);
+}
+
 std::vector<std::uint8_t> decode_image(std::span<const std::uint8_t> file) {
   return fit(decode(file));
 }

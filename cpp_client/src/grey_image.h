@@ -13,8 +13,9 @@ struct GreyImage {
   std::vector<std::uint8_t> pixels;
 };
 
-/// Throws Error if a file declares more pixels than are decoded, or none: to be called before
-/// anything is decoded or allocated, since a small file can promise gigabytes.
+/// Throws Error if a file declares more pixels than are decoded, or none, a longer edge, or a
+/// shorter one that vanishes when the image is fitted into 28x28: to be called before anything is
+/// decoded or allocated, since a small file can promise gigabytes.
 void check_size(std::size_t width, std::size_t height);
 
 /// Grey by ITU-R 601, in Pillow's fixed point.

@@ -18,8 +18,8 @@ bool is_gzip(Bytes file) { return file.size() >= 2 && file[0] == 0x1F && file[1]
 /// A file's content, plain or decompressed, piece by piece.
 class Source {
  public:
-  explicit Source(Bytes file) : zipped_(is_gzip(file)), rest_(file) {
-    if (zipped_) inflater_.feed(file);
+  explicit Source(const NextPart& next) : next_(next), rest_(next()), zipped_(is_gzip(rest_)) {
+    if (zipped_) inflater_.feed(rest_);
   }
 
   /// Appends at most `count` bytes; fewer where the content ends. Memory grows with what is
@@ -40,6 +40,7 @@ class Source {
  private:
   std::size_t read(std::span<std::uint8_t> output) {
     if (zipped_) return inflate(output);
+    if (rest_.empty()) rest_ = next_();
     const Bytes taken = rest_.first(std::min(output.size(), rest_.size()));
     rest_ = rest_.subspan(taken.size());
     std::ranges::copy(taken, output.begin());
@@ -51,36 +52,54 @@ class Source {
     while (true) {
       const std::size_t got = inflater_.read(output);
       if (got > 0) return got;
-      if (!inflater_.ended()) throw Error("it ends before the end of the compressed data");
-      const Bytes rest = inflater_.rest();
-      const auto next = std::ranges::find_if(rest, [](std::uint8_t byte) { return byte != 0; });
-      if (next == rest.end()) return 0;
-      inflater_.restart(rest.subspan(static_cast<std::size_t>(next - rest.begin())));
+      if (inflater_.ended()) {
+        const Bytes member = next_member();
+        if (member.empty()) return 0;
+        inflater_.restart(member);
+      } else {
+        const Bytes part = next_();
+        if (part.empty()) throw Error("it ends before the end of the compressed data");
+        inflater_.feed(part);
+      }
     }
   } catch (const Error& error) {
     throw Error(std::string("can't decompress: ") + error.what());
   }
 
-  bool zipped_;
+  /// What comes behind a member and its zeros; empty at the end of the file.
+  Bytes next_member() {
+    Bytes rest = inflater_.rest();
+    do {
+      const auto start = std::ranges::find_if(rest, [](std::uint8_t byte) { return byte != 0; });
+      if (start != rest.end()) return rest.subspan(static_cast<std::size_t>(start - rest.begin()));
+      rest = next_();
+    } while (!rest.empty());
+    return {};
+  }
+
+  const NextPart& next_;
   Bytes rest_;
+  bool zipped_;
   Inflater inflater_;
 };
 
 /// A kind of IDX file: its magic number, and what comes after it and the count.
 struct Kind {
   std::uint32_t magic;
-  std::vector<std::uint32_t> shape;  ///< of one item
-  std::uint64_t item_size;           ///< in bytes
-  std::string items;
+  std::span<const std::uint32_t> shape;  ///< of one item
+  std::uint64_t item_size;               ///< in bytes
+  const char* items;
 };
 
-/// A small gzip file expands to as much as its header promises.
-constexpr std::uint64_t most_bytes = std::uint64_t{4} << 30;
+/// A small gzip file expands to as much as its header promises: enough for 10,000 float images.
+constexpr std::uint64_t most_bytes = std::uint64_t{2} << 30;
 
-const Kind labels_kind{0x0801, {}, 1, "labels"};
-const Kind pixels_kind{0x0803, {28, 28}, image_pixels, "images"};
-const Kind floats_kind{
-    0x0D04, {1, network_side, network_side}, network_pixels * sizeof(float), "images"};
+// constants for the compiler: an application's global objects may decode before ours are made
+constexpr std::array<std::uint32_t, 2> pixels_shape{image_side, image_side};
+constexpr std::array<std::uint32_t, 3> floats_shape{1, network_side, network_side};
+constexpr Kind labels_kind{0x0801, {}, 1, "labels"};
+constexpr Kind pixels_kind{0x0803, pixels_shape, image_pixels, "images"};
+constexpr Kind floats_kind{0x0D04, floats_shape, network_pixels * sizeof(float), "images"};
 
 std::string to_text(const Kind& kind) {
   std::string text = "[" + std::to_string(kind.magic) + ", count";
@@ -118,7 +137,7 @@ std::vector<std::uint8_t> read_items(Source& source, Bytes header, const Kind& k
   const std::uint64_t count = read_u32(header, 4);
   const std::uint64_t promised = count * kind.item_size;
   if (promised > most_bytes) {
-    throw Error("promises " + std::to_string(count) + " " + kind.items + ", more than 4 GiB");
+    throw Error("promises " + std::to_string(count) + " " + kind.items + ", more than 2 GiB");
   }
   std::vector<std::uint8_t> items;
   source.append(items, promised + 1);
@@ -134,6 +153,10 @@ float read_float(Bytes bytes, std::size_t index) {
   if (std::isfinite(value)) return value;
   throw Error("image " + std::to_string(index / network_pixels) + " holds " +
               std::to_string(value) + ", expected finite numbers");
+}
+
+NextPart in_one_part(Bytes file) {
+  return [rest = file]() mutable { return std::exchange(rest, {}); };
 }
 
 std::vector<float> to_floats(Bytes bytes) {
@@ -155,8 +178,8 @@ bool is_idx(std::span<const std::uint8_t> file) {
          std::ranges::find(types, file[2]) != types.end();
 }
 
-IdxImages decode_idx_images(std::span<const std::uint8_t> file) {
-  Source source(file);
+IdxImages decode_idx_images(const NextPart& next) {
+  Source source(next);
   std::vector<std::uint8_t> header = read_header(source, pixels_kind);
   if (matches(header, pixels_kind)) return {read_items(source, header, pixels_kind), {}};
   const bool floats = read_u32(header, 0) == floats_kind.magic;
@@ -173,8 +196,16 @@ IdxImages decode_idx_images(std::span<const std::uint8_t> file) {
   return {{}, to_floats(read_items(source, header, floats_kind))};
 }
 
+IdxImages decode_idx_images(std::span<const std::uint8_t> file) {
+  return decode_idx_images(in_one_part(file));
+}
+
 std::vector<std::uint8_t> decode_idx_labels(std::span<const std::uint8_t> file) {
-  Source source(file);
+  return decode_idx_labels(in_one_part(file));
+}
+
+std::vector<std::uint8_t> decode_idx_labels(const NextPart& next) {
+  Source source(next);
   const std::vector<std::uint8_t> header = read_header(source, labels_kind);
   if (!matches(header, labels_kind)) {
     throw Error("not an IDX file of labels: its header is " + to_text(header) + ", expected " +

@@ -2,6 +2,7 @@
 
 #include <turbojpeg.h>
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <string>
@@ -50,26 +51,26 @@ class Decompressor {
   std::unique_ptr<void, decltype(&tjDestroy)> handle_;
 };
 
-/// The EXIF metadata that come before the image, as far as the markers are whole.
-std::vector<std::uint8_t> find_exif(Bytes file) {
-  constexpr std::uint8_t app1 = 0xE1, start_of_scan = 0xDA;
+/// The first Exif segment before the scan, without its prefix; empty if there is none.
+Bytes find_exif(Bytes file) {
+  constexpr std::uint8_t app1 = 0xE1, start_of_scan = 0xDA, fill = 0xFF;
   constexpr std::string_view prefix{"Exif\0\0", 6};
-  std::vector<std::uint8_t> exif;
   std::size_t at = 2;
-  while (at + 4 <= file.size() && file[at + 1] != start_of_scan) {
-    const std::size_t length = read_u16(file, at + 2);
-    if (file[at] != 0xFF || file[at + 1] == 0xFF) {  // padding
+  while (at + 4 <= file.size() && file[at] == 0xFF) {
+    const std::uint8_t marker = file[at + 1];
+    if (marker == fill) {
       ++at;
       continue;
     }
-    if (length < 2 || length > file.size() - at - 2) break;
-    const Bytes segment = file.subspan(at + 4, length - 2);
-    if (file[at + 1] == app1 && starts_with(segment, prefix)) {
-      exif.insert(exif.end(), segment.begin() + prefix.size(), segment.end());
-    }
-    at += 2 + length;
+    if (marker == start_of_scan || marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD9)) break;
+    // libjpeg forgives less than the length's own two bytes
+    const std::size_t size = std::max(read_u16(file, at + 2), 2U);
+    if (size > file.size() - at - 2) break;
+    const Bytes segment = file.subspan(at + 4, size - 2);
+    if (marker == app1 && starts_with(segment, prefix)) return segment.subspan(prefix.size());
+    at += 2 + size;
   }
-  return exif;
+  return {};
 }
 
 /// The product of two samples, of which 255 is 1, in Pillow's fixed point.

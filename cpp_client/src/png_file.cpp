@@ -93,16 +93,12 @@ class PngReader {
     return {colours, static_cast<std::size_t>(count)};
   }
 
-  /// The last chunk of this name, of those that set_options keeps.
-  [[nodiscard]] std::optional<Bytes> chunk(std::string_view name) const {
+  /// The last tRNS before the samples, for they are looked for before those are read.
+  [[nodiscard]] std::optional<Bytes> transparency() const {
     png_unknown_chunkp chunks = nullptr;
     const auto count = static_cast<std::size_t>(png_get_unknown_chunks(png_, info_, &chunks));
-    std::optional<Bytes> found;
-    for (const png_unknown_chunk& chunk : std::span(chunks, count)) {
-      const std::string_view its_name(reinterpret_cast<const char*>(chunk.name), 4);
-      if (its_name == name) found = Bytes(chunk.data, chunk.size);
-    }
-    return found;
+    if (count == 0) return std::nullopt;
+    return Bytes(chunks[count - 1].data, chunks[count - 1].size);
   }
 
   /// All samples, a byte each, row by row.
@@ -125,11 +121,11 @@ class PngReader {
     png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
     png_set_crc_action(png_, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_set_option(png_, PNG_MAXIMUM_INFLATE_WINDOW, PNG_OPTION_ON);  // as Pillow
-    // texts and profiles, which may be bombs, are skipped; tRNS and eXIf are kept as they are,
-    // since Pillow uses what libpng would drop
-    constexpr std::array<png_byte, 10> kept = {'t', 'R', 'N', 'S', 0, 'e', 'X', 'I', 'f', 0};
+    // metadata, which may be bombs, are skipped; tRNS is kept as it is, since Pillow uses what
+    // libpng would drop
+    constexpr std::array<png_byte, 5> kept = {'t', 'R', 'N', 'S', 0};
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
-    png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_ALWAYS, kept.data(), 2);
+    png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_ALWAYS, kept.data(), 1);
   }
 
   /// Takes a step, of which libpng may jump out: it must own nothing that has a destructor.
@@ -194,7 +190,7 @@ Table palette_table(std::span<const png_color> palette, Bytes alphas) {
 class Shader {
  public:
   explicit Shader(const PngReader& png) {
-    const std::optional<Bytes> transparency = png.chunk("tRNS");
+    const std::optional<Bytes> transparency = png.transparency();
     if (transparency) check_transparency(png.colour(), transparency->size());
     if (png.colour() == PNG_COLOR_TYPE_GRAY) table_ = grey_table(png.depth(), transparency);
     if (png.colour() == PNG_COLOR_TYPE_PALETTE) {
@@ -224,6 +220,17 @@ class Shader {
   std::optional<std::array<std::uint8_t, 3>> key_;
 };
 
+/// The first eXIf chunk, before or behind the samples; empty if there is none. The file is whole.
+Bytes find_exif(Bytes file) {
+  std::size_t at = png_magic.size();
+  while (!starts_with(file.subspan(at + 4), "IEND")) {
+    const std::size_t length = read_u32(file, at);
+    if (starts_with(file.subspan(at + 4), "eXIf")) return file.subspan(at + 8, length);
+    at += 12 + length;
+  }
+  return {};
+}
+
 GreyImage read_image(PngReader& png) {
   const Shader shader(png);
   const std::vector<std::uint8_t> samples = png.read_samples();
@@ -247,7 +254,7 @@ GreyImage decode_png(Bytes file) {
   PngReader png(file);
   GreyImage image = read_image(png);
   png.read_end();
-  return transpose(std::move(image), read_orientation(png.chunk("eXIf").value_or(Bytes())));
+  return transpose(std::move(image), read_orientation(find_exif(file)));
 }
 
 }  // namespace nin

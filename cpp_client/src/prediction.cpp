@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "nin/error.h"
+#include "outputs.h"
 
 namespace nin {
 namespace {
@@ -13,12 +14,9 @@ std::vector<Prediction> top_of_one(std::span<const float> probabilities,
                                    const std::vector<std::string>& labels, std::size_t k) {
   std::vector<std::size_t> order(probabilities.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  const auto rank = [&](std::size_t i) {  // NaN, which has no order, comes last
-    return std::isnan(probabilities[i]) ? -1.0F : probabilities[i];
-  };
   const auto end = order.begin() + static_cast<std::ptrdiff_t>(k);
   std::partial_sort(order.begin(), end, order.end(), [&](std::size_t a, std::size_t b) {
-    return rank(a) != rank(b) ? rank(a) > rank(b) : a < b;
+    return probabilities[a] != probabilities[b] ? probabilities[a] > probabilities[b] : a < b;
   });
   std::vector<Prediction> best;
   best.reserve(k);
@@ -28,7 +26,21 @@ std::vector<Prediction> top_of_one(std::span<const float> probabilities,
   return best;
 }
 
+void check_finite(std::span<const float> values, std::size_t classes, const char* name) {
+  const auto odd = std::ranges::find_if(values, [](float value) { return !std::isfinite(value); });
+  if (odd == values.end()) return;
+  const auto image = static_cast<std::size_t>(odd - values.begin()) / classes;
+  throw Error("the " + std::string(name) + " of image " + std::to_string(image) + " of " +
+              std::to_string(values.size() / classes) + " hold " + std::to_string(*odd) +
+              ", expected finite numbers; the model or its input is damaged");
+}
+
 }  // namespace
+
+void check_finite(const Outputs& outputs, std::size_t classes) {
+  check_finite(outputs.logits, classes, "logits");
+  check_finite(outputs.probabilities, classes, "probabilities");
+}
 
 void Outputs::append(const Outputs& more) {
   logits.insert(logits.end(), more.logits.begin(), more.logits.end());
@@ -47,6 +59,7 @@ std::vector<std::vector<Prediction>> top_predictions(std::span<const float> prob
     throw Error(std::to_string(probabilities.size()) + " probabilities are no multiple of " +
                 std::to_string(classes) + " classes");
   }
+  check_finite(probabilities, classes, "probabilities");  // NaN has no order
   std::vector<std::vector<Prediction>> all;
   all.reserve(probabilities.size() / classes);
   for (std::size_t start = 0; start < probabilities.size(); start += classes) {

@@ -8,9 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <span>
-#include <string>
 
-#include "nin/error.h"
 #include "nin/files.h"
 
 namespace nin {
@@ -123,10 +121,6 @@ std::vector<std::uint8_t> fit(const GreyImage& image) {
   const std::size_t longer = std::max(image.width, image.height);
   const std::size_t width = in_proportion(image.width, longer);
   const std::size_t height = in_proportion(image.height, longer);
-  if (width == 0 || height == 0) {
-    throw Error(std::to_string(image.width) + "x" + std::to_string(image.height) +
-                " pixels, of which the shorter edge vanishes at 28 pixels of the longer one");
-  }
   const GreyImage narrowed =
       image.width == width ? image : resize_width(image, width);  // a pass of no change is none
   return centre(narrowed.height == height ? narrowed : resize_height(narrowed, height));

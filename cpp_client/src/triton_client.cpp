@@ -1,6 +1,7 @@
 #include "nin/triton_client.h"
 
 #include <curl/curl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -16,6 +17,7 @@
 
 #include "json.h"
 #include "metadata.h"
+#include "outputs.h"
 #include "preprocess.h"
 #include "text.h"
 
@@ -179,21 +181,30 @@ class Connection {
   }
   void set_options();
   Answer perform(const std::string& path, const Headers& headers, std::size_t limit);
+  void connect();
   [[noreturn]] void fail_with(CURLcode code, std::size_t limit) const;
 
   Address address_;
   double timeout_s_;
   std::array<char, CURL_ERROR_SIZE> reason_{};
   Handle handle_;
+  pid_t process_ = 0;  ///< whose connection it is
 };
 
 Connection::Connection(const std::string& url, double timeout_s)
     : timeout_s_(checked_timeout(timeout_s)) {
   initialise_curl();
   address_ = parse_address(url);
+  connect();
+}
+
+/// Anew in the child of fork(): on one socket, parent and child would read each other's answers.
+void Connection::connect() {
+  if (process_ == getpid()) return;
   handle_.reset(curl_easy_init());
   if (!handle_) throw std::bad_alloc();
   set_options();
+  process_ = getpid();
 }
 
 void Connection::set_options() {
@@ -213,12 +224,14 @@ void Connection::set_options() {
 }
 
 Answer Connection::get(const std::string& path) {
+  connect();
   set(CURLOPT_HTTPGET, 1L);
   return perform(path, nullptr, json_bytes_at_most);
 }
 
 Answer Connection::post(const std::string& path, const std::string& text,
                         std::span<const std::byte> tensor, std::size_t limit) {
+  connect();
   std::string body;
   body.reserve(text.size() + tensor.size());
   body += text;
@@ -550,6 +563,11 @@ Outputs TritonClient::Impl::run_batches(std::span<const T> input, std::size_t it
   for (std::size_t start = 0; start < input.size(); start += batch_size * item) {
     const std::size_t size = std::min(batch_size * item, input.size() - start);
     all.append(run_batch(input.subspan(start, size), size / item));
+  }
+  try {
+    check_finite(all, labels.size());
+  } catch (const Error& error) {
+    connection.fail("gives an answer that can't be right: " + std::string(error.what()));
   }
   return all;
 }

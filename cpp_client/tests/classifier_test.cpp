@@ -2,10 +2,14 @@
 
 #include <gtest/gtest.h>
 #include <malloc.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <thread>
 
@@ -234,6 +238,50 @@ TEST_P(Threads, MayLoadAtTheSameTime) {
   for (auto& thread : threads) thread.join();
   for (const auto& mine : found) EXPECT_EQ(mine, "Ankle boot");
 }
+
+/// The exit code of a child in which `action` runs: 9 if it hangs, 1 if it throws.
+int code_of_child(const std::function<bool()>& action) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(30);  // its signal ends the child
+    try {
+      _exit(action() ? 0 : 2);
+    } catch (...) {
+      _exit(1);
+    }
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 9;
+}
+
+#if !defined(__SANITIZE_THREAD__)  // it knows no threads in a child
+TEST(Fork, AChildMayUseWhatItsParentUsed) {
+  nin::set_threads(2);
+  const auto model = artifact("fashion_mnist.pt");
+  const nin::Classifier classifier(model);
+  const auto pixels = test_pixels(16);
+  const auto expected = classifier.logits(pixels);
+  const auto near = [&](const std::vector<float>& found) {
+    const auto close = [](float a, float b) { return std::abs(a - b) < 3e-5F; };
+    return std::ranges::equal(found, expected, close);
+  };
+  EXPECT_EQ(code_of_child([&] { return near(classifier.logits(pixels)); }), 0);
+  EXPECT_EQ(code_of_child([&] { return near(nin::Classifier(model).logits(pixels)); }), 0);
+  EXPECT_EQ(code_of_child([&] {
+              nin::set_threads(2);  // it stays at one
+              bool right = false;
+              std::thread([&] { right = near(classifier.logits(pixels)); }).join();
+              return right && near(classifier.logits(pixels));
+            }),
+            0);
+  EXPECT_EQ(code_of_child([&] {  // a grandchild
+              return code_of_child([&] { return near(classifier.logits(pixels)); }) == 0;
+            }),
+            0);
+  EXPECT_EQ(classifier.logits(pixels), expected);  // and the parent goes on
+}
+#endif
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they replace malloc
 TEST(Classifier, CallsLeaveNothingOnTheHeap) {

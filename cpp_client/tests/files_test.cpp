@@ -396,7 +396,7 @@ TEST(Idx, SaysWhatAHeaderPromises) {
 
 TEST(Idx, TrustsNoHeaderWithItsMemory) {
   EXPECT_EQ(images_error(header({2051, 0xFFFFFFFF, 28, 28})),
-            "promises 4294967295 images, more than 4 GiB");
+            "promises 4294967295 images, more than 2 GiB");
   const Buffer bomb = gzip(header({2051, 1, 28, 28}) + Buffer(50'000'000, 0));
   EXPECT_EQ(images_error(bomb), "promises 1 images, 800 bytes; it has more");
 }

@@ -31,14 +31,13 @@ TEST(Prediction, OfEqualsTheLowerIndexIsFirst) {
   EXPECT_EQ(top[0][2].index, 0U);
 }
 
-TEST(Prediction, NanComesLast) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  const std::vector<float> probabilities = {nan, 0.3F, 0.2F, nan, nan, nan};
-  const auto top = nin::top_predictions(probabilities, labels, 3);
-  EXPECT_EQ(top[0][0].index, 1U);
-  EXPECT_EQ(top[0][1].index, 2U);
-  EXPECT_EQ(top[0][2].index, 0U);
-  EXPECT_EQ(top[1][0].index, 0U);
+TEST(Prediction, RefusesProbabilitiesThatAreNotFinite) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  for (const float odd : {nan, -nan, infinity, -infinity}) {
+    const std::vector<float> probabilities = {0.1F, 0.7F, 0.2F, 0.3F, odd, 0.2F};
+    EXPECT_THROW((void)nin::top_predictions(probabilities, labels, 1), nin::Error);
+  }
 }
 
 TEST(Prediction, NoImagesGiveNoPredictions) {

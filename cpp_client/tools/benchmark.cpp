@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "output.h"
+
 namespace nin::tool {
 namespace {
 
@@ -64,7 +66,7 @@ void print_measured(const Measured& measured, std::size_t batch_size,
                     const std::string& description, const std::string& format) {
   const double rate = static_cast<double>(batch_size) * 1000 / measured.median_ms;
   if (format == "json") {
-    const nlohmann::ordered_json data = {{"model", description},
+    const nlohmann::ordered_json data = {{"model", printable(description)},
                                          {"batch_size", batch_size},
                                          {"warmup", measured.warmup},
                                          {"repetitions", measured.repetitions},
@@ -81,8 +83,9 @@ void print_measured(const Measured& measured, std::size_t batch_size,
       "%s, batch %zu, %zu calls after %zu of warm-up\n"
       "median %.2f ms, p95 %.2f ms, %.1f images per second\n"
       "first call %.2f ms, peak memory %.0f MiB, heap growth %.1f KiB\n",
-      description.c_str(), batch_size, measured.repetitions, measured.warmup, measured.median_ms,
-      measured.p95_ms, rate, measured.first_ms, measured.peak_memory_mib, measured.heap_growth_kib);
+      printable(description).c_str(), batch_size, measured.repetitions, measured.warmup,
+      measured.median_ms, measured.p95_ms, rate, measured.first_ms, measured.peak_memory_mib,
+      measured.heap_growth_kib);
 }
 
 }  // namespace nin::tool

@@ -13,11 +13,52 @@ using Row = std::vector<std::string>;
 
 static_assert(std::endian::native == std::endian::little, "f32 is written as it lies in memory");
 
-std::string printed(const char* pattern, double value) {
+template <typename Number>
+std::string printed(const char* pattern, Number value) {
   char text[32];
   std::snprintf(text, sizeof text, pattern, value);
   return text;
 }
+
+/// How many bytes at the start of a text are one character of UTF-8; 0 if they aren't.
+std::size_t character_size(std::string_view text) {
+  const auto byte = [text](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned first = byte(0);
+  if (first < 0x80) return 1;
+  const std::size_t size = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+  if (first < 0xC2 || first > 0xF4 || text.size() < size) return 0;
+  for (std::size_t i = 1; i < size; ++i) {
+    if (byte(i) < 0x80 || byte(i) > 0xBF) return 0;
+  }
+  const unsigned second = byte(1);
+  const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
+  const bool surrogate = first == 0xED && second > 0x9F;
+  return overlong || surrogate || (first == 0xF4 && second > 0x8F) ? 0 : size;
+}
+
+/// C0, DEL and C1, of which the last has two bytes.
+bool is_control(std::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  const bool c1 = first == 0xC2 && static_cast<unsigned char>(character[1]) < 0xA0;
+  return first < ' ' || first == 0x7F || c1;
+}
+
+std::string escaped(std::string_view text, bool with_controls) {
+  std::string result;
+  while (!text.empty()) {
+    const std::size_t size = character_size(text);
+    const std::string_view character = text.substr(0, std::max(size, std::size_t{1}));
+    const bool kept = size > 0 && !(with_controls && is_control(character));
+    for (const char c : character) {
+      result += kept ? std::string(1, c) : printed("\\x%02x", static_cast<unsigned char>(c));
+    }
+    text.remove_prefix(character.size());
+  }
+  return result;
+}
+
+/// For data: bytes that aren't UTF-8 become \xNN.
+std::string as_utf8(std::string_view text) { return escaped(text, false); }
 
 /// Reads well on a terminal and is Markdown too; every second column from the third is a number.
 void print_row(const Row& cells, const std::vector<std::size_t>& widths) {
@@ -44,9 +85,9 @@ void print_table(const std::vector<std::string>& names,
     rows[0].emplace_back("probability");
   }
   for (std::size_t i = 0; i < names.size(); ++i) {
-    rows.push_back({names[i]});
+    rows.push_back({printable(names[i])});
     for (const Prediction& prediction : top[i]) {
-      rows.back().push_back(prediction.label);
+      rows.back().push_back(printable(prediction.label));
       rows.back().push_back(printed("%.3f", prediction.probability));
     }
   }
@@ -67,15 +108,13 @@ void print_json(const std::vector<std::string>& names,
     auto predictions = nlohmann::ordered_json::array();
     for (const Prediction& p : top[i]) {
       predictions.push_back(
-          {{"index", p.index}, {"label", p.label}, {"probability", p.probability}});
+          {{"index", p.index}, {"label", as_utf8(p.label)}, {"probability", p.probability}});
     }
     const auto row = logits.begin() + static_cast<std::ptrdiff_t>(i * classes);
     const std::vector<float> own(row, row + static_cast<std::ptrdiff_t>(classes));
-    images.push_back({{"image", names[i]}, {"predictions", predictions}, {"logits", own}});
+    images.push_back({{"image", as_utf8(names[i])}, {"predictions", predictions}, {"logits", own}});
   }
-  // a file's name needn't be UTF-8
-  const auto replace = nlohmann::ordered_json::error_handler_t::replace;
-  std::cout << images.dump(2, ' ', false, replace) << '\n';
+  std::cout << images.dump(2) << '\n';
 }
 
 std::string quoted(const std::string& text) {
@@ -91,13 +130,15 @@ void print_csv(const std::vector<std::string>& names,
   for (std::size_t i = 0; i < names.size(); ++i) {
     for (std::size_t k = 0; k < top[i].size(); ++k) {
       const Prediction& p = top[i][k];
-      std::cout << quoted(names[i]) << ',' << k + 1 << ',' << p.index << ',' << quoted(p.label)
-                << ',' << printed("%.9g", p.probability) << '\n';
+      std::cout << quoted(as_utf8(names[i])) << ',' << k + 1 << ',' << p.index << ','
+                << quoted(as_utf8(p.label)) << ',' << printed("%.9g", p.probability) << '\n';
     }
   }
 }
 
 }  // namespace
+
+std::string printable(std::string_view text) { return escaped(text, true); }
 
 void print(const std::string& format, const std::vector<std::string>& names,
            const std::vector<std::vector<Prediction>>& top, const std::vector<float>& logits) {

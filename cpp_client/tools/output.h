@@ -2,11 +2,15 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "nin/prediction.h"
 
 namespace nin::tool {
+
+/// The text as a terminal can show it: control characters and bytes that aren't UTF-8 become \xNN.
+[[nodiscard]] std::string printable(std::string_view text);
 
 /// Prints the results of all images as "table", "json", "csv" or "f32".
 /// `top` has one entry for each name; `logits` is (N, classes).

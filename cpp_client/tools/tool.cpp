@@ -1,13 +1,14 @@
 #include "tool.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <utility>
 
 #include "benchmark.h"
 #include "nin/error.h"
@@ -24,25 +25,51 @@ struct Inputs {
   std::vector<float> images;  ///< for the graph `nin`; one of the two is empty
 };
 
-std::vector<std::uint8_t> read_all(std::istream& input) {
-  constexpr std::size_t most = std::size_t{4} << 30;
-  std::vector<std::uint8_t> bytes;
-  std::array<char, 1 << 16> part{};
-  while (input.read(part.data(), part.size()), input.gcount() > 0) {
-    bytes.insert(bytes.end(), part.begin(), part.begin() + input.gcount());
-    if (bytes.size() > most) throw Error("it has more than 4 GiB");
+/// A file, or the standard input, part by part: neither a device nor a pipe needs to end.
+class File {
+ public:
+  explicit File(const std::string& path) : input_(path == "-" ? std::cin : file_) {
+    if (path == "-") return;
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored)) {
+      throw Error("it is a folder, expected a file");
+    }
+    file_.open(path, std::ios::binary);
+    if (!file_) throw Error("can't open it");
   }
-  if (input.bad()) throw Error("can't read it");
-  return bytes;
+
+  /// The next part; empty at the end.
+  std::span<const std::uint8_t> next() {
+    constexpr std::uint64_t most = std::uint64_t{4} << 30;
+    input_.read(reinterpret_cast<char*>(part_.data()), std::ssize(part_));
+    if (input_.bad()) throw Error("can't read it");
+    const auto got = static_cast<std::size_t>(input_.gcount());
+    if ((total_ += got) > most) throw Error("it has more than 4 GiB");
+    return std::span(part_).first(got);
+  }
+
+ private:
+  std::ifstream file_;
+  std::istream& input_;
+  std::vector<std::uint8_t> part_ = std::vector<std::uint8_t>(1 << 16);
+  std::uint64_t total_ = 0;
+};
+
+/// Begins with a part that has been read.
+NextPart parts_of(File& file, std::span<const std::uint8_t> first) {
+  return
+      [&file, first]() mutable { return first.empty() ? file.next() : std::exchange(first, {}); };
 }
 
-std::vector<std::uint8_t> read_file(const std::string& path) {
-  if (path == "-") return read_all(std::cin);
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) throw Error("it is a folder, expected a file");
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error("can't open it");
-  return read_all(file);
+/// The largest image that is decoded has 400 MB uncompressed.
+std::vector<std::uint8_t> read_image(const NextPart& next) {
+  constexpr std::size_t most = std::size_t{512} << 20;
+  std::vector<std::uint8_t> bytes;
+  for (auto part = next(); !part.empty(); part = next()) {
+    bytes.insert(bytes.end(), part.begin(), part.end());
+    if (bytes.size() > most) throw Error("it has more than 512 MiB");
+  }
+  return bytes;
 }
 
 /// Puts the file's name before the reason.
@@ -64,16 +91,20 @@ std::size_t take(std::vector<T>& all, const std::vector<T>& found, std::size_t i
 }
 
 void add_file(Inputs& inputs, const std::string& path, std::size_t limit) {
-  const std::vector<std::uint8_t> bytes = read_file(path);
-  if (!is_idx(bytes)) {
-    const auto pixels = decode_image(bytes);
+  File file(path);
+  const auto first = file.next();
+  const NextPart next = parts_of(file, first);
+  if (!is_idx(first)) {
+    // what is no image is refused by its first bytes
+    const auto pixels = is_image(first) ? decode_image(read_image(next)) : decode_image(first);
     inputs.pixels.insert(inputs.pixels.end(), pixels.begin(), pixels.end());
     inputs.names.push_back(path);
     return;
   }
-  const IdxImages found = decode_idx_images(bytes);
+  const IdxImages found = decode_idx_images(next);
   const std::size_t count = take(inputs.pixels, found.pixels, image_pixels, limit) +
                             take(inputs.images, found.images, network_pixels, limit);
+  if (count == 0) throw Error("holds no images");
   for (std::size_t i = 0; i < count; ++i) {
     inputs.names.push_back(path + '[' + std::to_string(i) + ']');
   }
@@ -87,7 +118,6 @@ Inputs read_inputs(const Options& options) {
   if (!inputs.pixels.empty() && !inputs.images.empty()) {
     throw Error("pixels and float images can't be classified in one run; name them apart");
   }
-  if (inputs.names.empty()) throw Error("there is no image in these files");
   return inputs;
 }
 
@@ -97,7 +127,10 @@ std::vector<std::uint8_t> read_labels(const Options& options, std::size_t images
     throw Error("--labels with --limit is for a single IDX file, " +
                 std::to_string(options.files.size()) + " files given");
   }
-  auto labels = with_name(path, [&] { return decode_idx_labels(read_file(path)); });
+  auto labels = with_name(path, [&] {
+    File file(path);
+    return decode_idx_labels(parts_of(file, {}));
+  });
   if (images == options.limit && labels.size() > images) labels.resize(images);
   if (labels.size() != images) {
     throw Error(path + ": " + std::to_string(labels.size()) + " labels for " +
@@ -167,9 +200,8 @@ void parse(CLI::App& app, int argc, char** argv, const std::function<void()>& ac
 }
 
 /// One line, whatever a file's name has in it.
-int fail(std::string reason) {
-  std::replace_if(reason.begin(), reason.end(), [](unsigned char c) { return c < ' '; }, ' ');
-  std::cerr << "error: " << reason << '\n';
+int fail(const std::string& reason) {
+  std::cerr << "error: " << printable(reason) << '\n';
   return 2;
 }
 
@@ -231,11 +263,16 @@ void classify_files(const Options& options, const std::function<Backend()>& open
 }
 
 int run(CLI::App& app, int argc, char** argv, const std::function<void()>& action) {
+  // else the next file or socket that is opened would be the standard output
+  if (fcntl(STDOUT_FILENO, F_GETFD) == -1) {
+    return fail("the standard output is closed; redirect it to a file or to /dev/null");
+  }
   app.footer("Exit codes: 0 fine, 2 wrong usage or input, with the reason in one line.");
   try {
     parse(app, argc, argv, action);
     std::cout.flush();
-    if (!std::cout) throw Error("can't write the results to the standard output");
+    if (!std::cout || std::fflush(stdout) != 0)
+      throw Error("can't write the results to the standard output");
     return 0;
   } catch (const CLI::ParseError& error) {
     return fail(error.what() + ("; see " + app.get_name()) + " --help");

@@ -23,11 +23,13 @@ struct Options {
 /// Owns the module; movable, not copyable; a moved-from object may only be destroyed or assigned.
 /// Several threads may call the const methods of one object at the same time. What is returned
 /// belongs to the caller, except for the references of graph(), labels() and weights_sha256().
+/// After fork(), the child may use its copy, or load another; each call uses one thread then. On
+/// CUDA they throw Error.
 class Classifier {
  public:
   /// Loads `model` onto the device, checks that its contract is known, and replays the golden
-  /// vectors: an export that doesn't reproduce them within its own budget is refused.
-  /// Throws Error naming the file and the reason.
+  /// vectors, together and one at a time: an export that doesn't reproduce them within its own
+  /// budget is refused. Throws Error naming the file and the reason.
   explicit Classifier(const std::filesystem::path& model, const Options& options = {});
   ~Classifier();
   Classifier(Classifier&&) noexcept;
@@ -35,7 +37,7 @@ class Classifier {
 
   /// The most probable class of each image; `pixels` is (N, 28, 28), black is 0, N may be 0.
   /// Any N will do: large ones are run in parts. These methods throw Error where the size of the
-  /// input is no multiple of an image's, or LibTorch fails.
+  /// input is no multiple of an image's, LibTorch fails, or an output isn't a finite number.
   [[nodiscard]] std::vector<Prediction> classify(std::span<const std::uint8_t> pixels) const;
 
   /// The `k` most probable classes of each image, best first; k is 1 to labels().size().
@@ -64,7 +66,8 @@ class Classifier {
 };
 
 /// How many threads LibTorch uses inside one call; process-wide, to be set before the first call.
-/// It uses every core unless told otherwise. Throws Error for less than 1 or more than 1024.
+/// It uses every core unless told otherwise; after fork(), the child uses one, whatever it's told.
+/// Throws Error for less than 1 or more than 1024.
 void set_threads(int count);
 
 }  // namespace nin

@@ -24,7 +24,8 @@ struct Outputs {
 };
 
 /// The `k` most probable classes of each image, best first; of equals the lower index.
-/// `probabilities` is (N, labels.size()); k is at least 1 and at most labels.size(), else Error.
+/// `probabilities` is (N, labels.size()); k is at least 1 and at most labels.size(), and every
+/// probability a finite number, else Error.
 [[nodiscard]] std::vector<std::vector<Prediction>> top_predictions(
     std::span<const float> probabilities, const std::vector<std::string>& labels, std::size_t k);
 

@@ -22,7 +22,8 @@ struct TritonOptions {
 ///
 /// The same calls and answers as Classifier's. Owns one connection; movable, not copyable; a
 /// moved-from object may only be destroyed or assigned. Calls on one object must not overlap: one
-/// object per thread. References of graph() and labels() live as long as the object.
+/// object per thread. References of graph() and labels() live as long as the object. After fork(),
+/// the child's copy opens a connection of its own.
 class TritonClient {
  public:
   /// Asks the server for the model's inputs, outputs and labels, and checks that they are those
