@@ -39,7 +39,11 @@ def prove(artifacts: Path, *, weights: Path, data_dir: Path | None) -> str:
     if len(exported) == len(names) and exported <= judged:
         return "gate"
     print(f"no report of these exports in {short(path)}, which `python export/verify.py` writes;")
-    print("the quick gate instead: few images and batch sizes, no server, no C++", flush=True)
+    print(
+        f"the quick gate instead: {GOLDEN_IMAGES} test images by seed {seed_of_today()}, "
+        "few batch sizes, no server, no C++",
+        flush=True,
+    )
     _pass_quick_gate(artifacts, weights=weights, data_dir=data_dir)
     return "quick gate"
 
