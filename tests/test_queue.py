@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from nin.images import encode_png, encoded
 from nin.triton.repository import publish
 from nin.triton.server import PORTS, Server, serve
 
-BATCH_S, QUEUE, QUEUE_S = 2.0, 4, 3.8
-IN_TIME, TOO_LATE = 2, 3  # of one that runs and QUEUE that wait: their turns are at 0, 2, 4, 6, 8 s
+BATCH_S, QUEUE, QUEUE_S = 3.0, 4, 5.5
+# of one that runs and QUEUE that wait: their turns are at 0, 3, 6, 9, 12 s
+IN_TIME, TOO_LATE = 2, 3
+STARTED_S = 0.5  # until one alone runs: of two at once the second would be on its way, not waiting
 
 LIBRARIES = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 PENDING = "nv_inference_pending_request_count"
@@ -62,7 +64,7 @@ def idle(slow: Server, files: NDArray[Any]) -> Iterator[None]:
     """After every test nothing runs and nothing waits."""
     yield
     wait_for(slow, PENDING, 0, QUEUE_S + BATCH_S)
-    decode_once(slow, "http", files)
+    decode(slow, "http", files)
 
 
 def replace(path: Path, pattern: str, text: str) -> None:
@@ -83,17 +85,9 @@ def request_of(files: NDArray[Any], protocol: Protocol) -> list[Any]:
     return [tensor]
 
 
-def connect(server: Server, protocol: Protocol) -> Client:
-    return Client(getattr(server, protocol), protocol=protocol, retries=0)
-
-
-def decode(client: Client, files: NDArray[Any]) -> NDArray[Any]:
-    return client.infer(DECODE_IMAGE.name, {ENCODED_IMAGE.name: files})["pixels"]
-
-
-def decode_once(server: Server, protocol: Protocol, files: NDArray[Any]) -> NDArray[Any]:
-    with connect(server, protocol) as client:
-        return decode(client, files)
+def decode(server: Server, protocol: Protocol, files: NDArray[Any]) -> NDArray[Any]:
+    with Client(getattr(server, protocol), protocol=protocol, retries=0) as client:
+        return client.infer(DECODE_IMAGE.name, {ENCODED_IMAGE.name: files})["pixels"]
 
 
 def metric(server: Server, name: str, labels: str = "") -> float:
@@ -122,11 +116,10 @@ def full(
     server: Server, protocol: Protocol, files: NDArray[Any]
 ) -> Iterator[list[Future[NDArray[Any]]]]:
     """While one request is computed and QUEUE wait."""
-    with ThreadPoolExecutor(1 + QUEUE) as pool, ExitStack() as stack:
-        clients = [stack.enter_context(connect(server, protocol)) for _ in range(1 + QUEUE)]
-        for client in clients:
-            client.metadata(DECODE_IMAGE.name)  # so that connecting doesn't take the batch's time
-        asked = [pool.submit(decode, client, files) for client in clients]
+    with ThreadPoolExecutor(1 + QUEUE) as pool:
+        asked = [pool.submit(decode, server, protocol, files)]
+        time.sleep(STARTED_S)
+        asked += [pool.submit(decode, server, protocol, files) for _ in range(QUEUE)]
         wait_for(server, PENDING, QUEUE, BATCH_S)
         yield asked
 
@@ -139,7 +132,7 @@ def test_a_full_queue_refuses_at_once_and_who_waits_too_long_later(
     with full(slow, protocol, files) as asked:
         start = time.monotonic()
         with pytest.raises(ServerError, match="Exceeds maximum queue size") as refused:
-            decode_once(slow, protocol, files)
+            decode(slow, protocol, files)
         assert time.monotonic() - start < BATCH_S / 2
         assert (
             status_of(refused.value) == {"http": "503", "grpc": "StatusCode.UNAVAILABLE"}[protocol]
@@ -183,26 +176,28 @@ def test_of_requests_whose_http_client_hung_up_only_those_in_time_are_computed(
     for connection in connections:
         headers = {"Inference-Header-Content-Length": str(length)}
         connection.request("POST", f"/v2/models/{DECODE_IMAGE.name}/infer", body, headers)
+        time.sleep(STARTED_S / QUEUE)
     wait_for(slow, PENDING, QUEUE, BATCH_S)
     for connection in connections:
         connection.close()
     wait_for(slow, PENDING, 0, QUEUE_S + BATCH_S)
-    decode_once(slow, "http", files)
+    decode(slow, "http", files)
     assert executed(slow) - before <= IN_TIME + 1
 
 
 def test_requests_that_a_grpc_client_cancels_are_dropped(slow: Server, files: NDArray[Any]) -> None:
     before, cancelled = executed(slow), metric(slow, FAILURES, 'reason="CANCELED"')
     client = tritonclient.grpc.InferenceServerClient(slow.grpc)
-    calls = [
-        client.async_infer(DECODE_IMAGE.name, request_of(files, "grpc"), callback=lambda **_: None)
-        for _ in range(1 + QUEUE)
-    ]
+    calls = []
+    for _ in range(1 + QUEUE):
+        tensors = request_of(files, "grpc")
+        calls.append(client.async_infer(DECODE_IMAGE.name, tensors, callback=lambda **_: None))
+        time.sleep(STARTED_S / QUEUE)
     wait_for(slow, PENDING, QUEUE, BATCH_S)
     for call in calls:
         call.cancel()
     wait_for(slow, PENDING, 0, 2 * BATCH_S)  # they are dropped when the batch before them ends
-    decode_once(slow, "grpc", files)
+    decode(slow, "grpc", files)
     assert executed(slow) - before == 2
     assert metric(slow, FAILURES, 'reason="CANCELED"') - cancelled == QUEUE
     client.close()
@@ -217,7 +212,7 @@ def test_a_request_may_say_that_it_waits_for_less(
         LIBRARIES[protocol].InferenceServerClient(getattr(slow, protocol)) as client,
     ):
         before = executed(slow)
-        first = pool.submit(decode_once, slow, protocol, files)
+        first = pool.submit(decode, slow, protocol, files)
         time.sleep(BATCH_S / 4)
         with pytest.raises(InferenceServerException, match="Request timeout expired"):
             client.infer(DECODE_IMAGE.name, request_of(files, protocol), timeout=100_000)
