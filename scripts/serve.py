@@ -11,12 +11,13 @@ import signal
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from nin.cli import parser, positive, run, short, table
-from nin.client import Client
+from nin.client import Client, is_loopback
 from nin.contract import MODELS
-from nin.errors import CheckError
+from nin.errors import CheckError, UnreachableError
 from nin.paths import MODEL_REPOSITORY
 from nin.triton.server import (
     CONTROL_MODES,
@@ -26,7 +27,6 @@ from nin.triton.server import (
     Server,
     ServerDiedError,
     docker_command,
-    is_loopback,
     serve,
 )
 
@@ -43,7 +43,7 @@ def main() -> None:
         return
     for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too
         signal.signal(end, signal.default_int_handler)  # ends like Ctrl-C: with 0
-    if not is_loopback(args.host):
+    if args.host in ("0.0.0.0", "::") or not is_loopback(args.host):  # noqa: S104
         print(
             f"note: {args.host} can be reached from other machines; this server is for "
             "development, docs/deploy.md is for production",
@@ -69,8 +69,9 @@ def keep_serving(args: argparse.Namespace, ports: dict[str, int]) -> None:
                 verbose=args.verbose,
                 extra=args.tritonserver_option,
             ) as server:
-                announce(server, args.repository)
                 ports = server.ports
+                with suppress(UnreachableError):  # it may have died again by now
+                    announce(server, args.repository)
                 server.wait()
         except ServerDiedError as error:
             deaths.append(time.monotonic())

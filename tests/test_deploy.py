@@ -21,7 +21,7 @@ import yaml
 from kubernetes_validate import ValidationError, validate
 from tritonclient.utils import InferenceServerException
 
-from nin.client import URLS, Client, Protocol
+from nin.client import URLS, Client, Protocol, control_key
 from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MAX_BATCH, MODELS
 from nin.errors import InputError, ServerError
 from nin.onnx_export import DEFAULT_OPSET
@@ -577,7 +577,7 @@ def test_after_a_failed_load_the_readiness_probe_tells_the_truth(
         assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
         assert asked(["curl", "--fail", f"http://127.0.0.1:8000{READY}"], server) == 22
         assert all(asked(probe, server) == 0 for probe in readiness_probes())
-        client._client.unload_model(DECODE_IMAGE.name)
+        client._client.unload_model(DECODE_IMAGE.name, headers={KEY_HEADER: control_key()})
         assert all(asked(probe, server) == 22 for probe in readiness_probes())
 
 

@@ -5,10 +5,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -33,8 +35,9 @@ struct Failure {
 /// Throws what a function of the server's returned, unless it is success.
 void check(TRITONSERVER_Error* error) {
   if (error == nullptr) return;
+  Failure failure{TRITONSERVER_ErrorCode(error), TRITONSERVER_ErrorMessage(error)};
   TRITONSERVER_ErrorDelete(error);
-  throw std::runtime_error("a call into the server failed");
+  throw failure;
 }
 
 /// For calls after which there is nobody left to tell.
@@ -46,15 +49,20 @@ TRITONSERVER_Error* to_error(const Failure& failure) {
   return TRITONSERVER_ErrorNew(failure.code, failure.message.c_str());
 }
 
-/// A Python exception, or one that the Python side returned: its `code`, if it has one, and text.
+/// A Python exception, or one that the Python side returned: its text, and the code of a
+/// BackendError.
 Failure to_failure(const py::handle& exception) {
-  const auto code = py::getattr(exception, "code", py::int_(int{TRITONSERVER_ERROR_INTERNAL}));
-  auto message = py::str(exception).cast<std::string>();
-  if (message.empty()) message = py::str(py::type::handle_of(exception)).cast<std::string>();
-  const bool known = py::isinstance<py::int_>(code);
-  return {
-      known ? static_cast<TRITONSERVER_Error_Code>(code.cast<int>()) : TRITONSERVER_ERROR_INTERNAL,
-      std::move(message)};
+  auto code = TRITONSERVER_ERROR_INTERNAL;
+  try {
+    if (py::hasattr(exception, "triton_code")) {
+      code = static_cast<TRITONSERVER_Error_Code>(exception.attr("triton_code").cast<int>());
+    }
+    auto message = py::str(exception).cast<std::string>();
+    if (message.empty()) message = py::str(py::type::handle_of(exception)).cast<std::string>();
+    return {code, std::move(message)};
+  } catch (const std::exception&) {  // its text can't be had
+    return {code, "an exception without a readable text"};
+  }
 }
 
 /// The exception that is being handled. The GIL must be held: it may be Python's.
@@ -125,11 +133,12 @@ std::string read_bytes(TRITONBACKEND_Input* input, std::uint32_t buffers, const 
 /// The number of elements. Refuses negative dimensions and what can't be as large as `limit`.
 std::uint64_t count_elements(const std::vector<py::ssize_t>& shape, std::uint64_t limit,
                              const std::string& name) {
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
   std::uint64_t count = 1;
   for (const auto size : shape) {
     if (size < 0) refuse("input '" + name + "' has a negative dimension");
     const auto factor = static_cast<std::uint64_t>(size);
-    if (factor != 0 && count > limit / factor) {
+    if (count > limit / factor) {
       refuse("input '" + name + "' has more elements than bytes");
     }
     count *= factor;
@@ -140,10 +149,10 @@ std::uint64_t count_elements(const std::vector<py::ssize_t>& shape, std::uint64_
 /// Triton's form of strings: each its length in four bytes, little-endian, and itself.
 py::array read_strings(const std::string& bytes, const std::vector<py::ssize_t>& shape,
                        const std::string& name) {
+  const auto count = count_elements(shape, bytes.size() / 4, name);
   py::array array(py::dtype("O"), shape);
   auto** elements = static_cast<PyObject**>(array.mutable_data());
   std::size_t position = 0;
-  const auto count = count_elements(shape, bytes.size() / 4, name);
   for (std::uint64_t index = 0; index < count; ++index) {
     std::uint32_t size = 0;
     if (bytes.size() - position < sizeof size) refuse("input '" + name + "' ends too soon");
@@ -218,6 +227,7 @@ void write_output(TRITONBACKEND_Response* response, const char* name, const py::
   check(TRITONBACKEND_ResponseOutput(response, &output, name, datatype, shape.data(),
                                      static_cast<std::uint32_t>(shape.size())));
   const auto contiguous = py::array::ensure(array, py::array::c_style);
+  if (!contiguous) throw std::bad_alloc();
   const auto strings =
       datatype == TRITONSERVER_TYPE_BYTES ? strings_to_bytes(contiguous) : std::string();
   const bool are_strings = datatype == TRITONSERVER_TYPE_BYTES;
@@ -239,7 +249,10 @@ void write_response(TRITONBACKEND_Request* request, TRITONBACKEND_Response* resp
   for (std::uint32_t index = 0; index < count; ++index) {
     const char* name = nullptr;
     check(TRITONBACKEND_RequestOutputName(request, index, &name));
-    if (outputs.contains(name)) write_output(response, name, outputs[name].cast<py::array>());
+    if (!outputs.contains(name)) {
+      throw std::runtime_error("the model gave no output '" + std::string(name) + "'");
+    }
+    write_output(response, name, outputs[name].cast<py::array>());
   }
 }
 
@@ -381,6 +394,8 @@ TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
     check(TRITONBACKEND_ApiVersion(&major, &minor));
     if (major != 1) throw std::runtime_error("the server's backend interface isn't version 1");
     start_python();
+  } catch (const Failure& failure) {
+    return to_error(failure);
   } catch (const std::exception& error) {
     return to_error({TRITONSERVER_ERROR_INTERNAL, error.what()});
   }

@@ -384,7 +384,7 @@ def _options(
     """What tritonclient takes when it connects, and with each call: gRPC has its timeout there."""
     if protocol == "http":  # its libraries ask no proxy
         return dict.fromkeys(timeouts, timeout_s), {}
-    connection = {"channel_args": _UNPROXIED} if _is_loopback(url.rpartition(":")[0]) else {}
+    connection = {"channel_args": _UNPROXIED} if is_loopback(url.rpartition(":")[0]) else {}
     return connection, {"client_timeout": timeout_s}
 
 
@@ -464,7 +464,7 @@ def _checked(url: str) -> str:
     return url
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether a host is this machine by its very name; what only DNS knows isn't asked for."""
     name = host.lower().removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):

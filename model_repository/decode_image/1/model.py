@@ -80,6 +80,8 @@ def _decode(data, index):
             image = Image.open(io.BytesIO(file), formats=["PNG", "JPEG"])
             _check_size(*image.size)
             return _fit(_grey(_turn_upright(image, _orientation(exif))))
+    except MemoryError:
+        raise  # the file isn't to blame
     except Exception as error:  # Pillow raises nearly anything on broken files
         reason = str(error) if isinstance(error, ValueError) else NOT_WHOLE
         raise ValueError(f"encoded_image {index} ({len(data)} bytes): {reason}") from error

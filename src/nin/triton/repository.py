@@ -21,10 +21,11 @@ from nin.artifact import (
     read_manifest,
     sweep,
     temporary_path,
+    write_atomically,
     write_manifest,
 )
 from nin.contract import LABELS, MODELS, Model
-from nin.errors import CheckError, InputError
+from nin.errors import CheckError, InputError, explain
 from nin.paths import MODEL_REPOSITORY
 from nin.reference import Reference, graph_input, replay
 from nin.runtimes.ort import OrtRuntime
@@ -143,9 +144,9 @@ def _make_repository(repository: Path) -> None:
         try:
             shutil.copytree(MODEL_REPOSITORY, temporary, ignore=_ignore_generated)
             temporary.rename(repository)
-        except OSError:
+        except OSError as error:
             if not repository.is_dir():  # else another publisher was faster
-                raise
+                raise InputError(f"can't make {repository}: {_first_reason(error)}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     missing = [m.name for m in MODELS if not (repository / m.name / "config.pbtxt").is_file()]
@@ -155,6 +156,11 @@ def _make_repository(repository: Path) -> None:
             f"{', '.join(missing)}; give a folder that doesn't exist yet, it will be made"
         )
     make_folder(repository)
+
+
+def _first_reason(error: OSError) -> str:
+    """shutil.copytree collects its errors in a list of (source, target, reason)."""
+    return str(error.args[0][0][2]) if isinstance(error, shutil.Error) else explain(error)
 
 
 def _ignore_generated(folder: str, names: list[str]) -> set[str]:
@@ -245,14 +251,13 @@ def _stage(
         entry = replace(entry, proof=proof)
     folder = _staging(repository / model.name, number)
     folder.mkdir()
-    (folder / model.filename).write_bytes(data)
+    write_atomically(folder / model.filename, data)
     write_manifest(folder, {model.filename: entry})
     golden = _prove(model, read_artifact(folder, model.filename))
     # one golden image in the form of a request's body, for model_warmup in config.pbtxt
     warmup = _staging(repository / model.name, "warmup")
-    warmup.mkdir()
     image = graph_input(model.graph, golden.pixels[:1]).tobytes()
-    (warmup / model.graph.input.name).write_bytes(image)
+    write_atomically(warmup / model.graph.input.name, image)
     return entry
 
 

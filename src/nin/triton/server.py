@@ -7,12 +7,12 @@ release has holes that later ones closed (docs/serving.md).
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import re
 import resource
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,7 +30,6 @@ from nin.client import CONTROL_HEADER, control_key
 from nin.contract import MODELS
 from nin.errors import CheckError, InputError
 from nin.paths import CPP_TOOLS, TRITON
-from nin.triton.backends import BACKENDS
 from nin.triton.repository import publish, require_published
 from nin.triton_releases import DEPLOYED
 
@@ -40,12 +39,8 @@ HOST = "127.0.0.1"
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 CONTROL_MODES = ("explicit", "none", "poll")
 
-# Built by scripts/build_cpp.sh for one version of Python, which its name says.
-BACKEND = (
-    CPP_TOOLS.parent
-    / "triton_backend"
-    / f"nin_triton_backend.{sysconfig.get_config_var('SOABI')}.so"
-)
+# Built by scripts/build_cpp.sh for one version of Python, which the name says.
+BACKENDS = CPP_TOOLS.parent / "triton_backend" / f"backends.{sysconfig.get_config_var('SOABI')}"
 
 _SERVER = TRITON / "pytriton" / "tritonserver"
 
@@ -102,7 +97,7 @@ def serve(
 ) -> Iterator[Server]:
     """Starts a server on `repository`, yields it when it is ready, and stops it.
 
-    Should this process be killed, the server ends too.
+    Should this process be killed, or the thread end that calls, the server ends too.
 
     Args:
         host: an address of this machine, IPv4 or IPv6.
@@ -124,9 +119,11 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="nin-triton-") as temporary:
         folder = Path(temporary)
         log = None if verbose else folder / "log"
+        restricted = any("-restricted-" in option for option in extra)  # it takes them once only
         command = [
             str(binary),
             *_options(repository, addresses, control_mode, folder),
+            *([] if restricted else _restrictions()),
             *(["--log-verbose=1"] if verbose else []),
             *extra,
         ]
@@ -163,7 +160,7 @@ def serve_artifacts(artifacts: Path) -> Iterator[Server]:
             yield server
 
 
-def find_tritonserver(triton: Path = TRITON, backend: Path = BACKEND) -> Path:
+def find_tritonserver(triton: Path = TRITON, backends: Path = BACKENDS) -> Path:
     """The server's binary. Raises InputError where it can't run here, with what to do."""
     binary = triton / _SERVER.relative_to(TRITON) / "bin" / "tritonserver"
     if not binary.is_file():
@@ -172,9 +169,9 @@ def find_tritonserver(triton: Path = TRITON, backend: Path = BACKEND) -> Path:
             f"`python -m pip install --no-deps --target {triton} {WHEEL}`, "
             "or use the container: `python scripts/serve.py --docker`"
         )
-    if not backend.is_file():
+    if not backends.is_dir():
         raise InputError(
-            f"no {backend.name} in {backend.parent}, which the embedded Triton needs; build it by "
+            f"no {backends}, which the embedded Triton needs; build it by "
             "`make cpp`, or use the container: `python scripts/serve.py --docker`"
         )
     return binary
@@ -184,16 +181,13 @@ def docker_command(repository: Path, ports: dict[str, int]) -> str:
     """The command that serves the same repository from the image of deploy/Dockerfile."""
     published = " ".join(f"-p {HOST}:{ports[name]}:{inside}" for name, inside in PORTS.items())
     image = f"nin-triton:{DEPLOYED}"
-    mount = shlex.quote(f"type=bind,src={repository.resolve()},dst=/models,readonly")
+    source = str(repository.resolve()).replace('"', '""')
+    mount = shlex.quote(f'type=bind,"src={source}",dst=/models,readonly')  # CSV in shell words
     return (
         f"docker build -t {image} -f deploy/Dockerfile . &&\n"
         f"docker run --rm --shm-size=1g {published} \\\n"
         f"  --mount {mount} {image}"
     )
-
-
-def is_loopback(host: str) -> bool:
-    return host == "::1" or host.startswith("127.")
 
 
 def _require_open_files() -> None:
@@ -207,6 +201,9 @@ def _require_open_files() -> None:
 
 def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
     """host:port by protocol; the ports are held until all are known to be free."""
+    host = host.removeprefix("[").removesuffix("]")
+    if not host:
+        raise InputError(f"no address to listen on; {HOST} is this machine alone")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     shown = f"[{host}]" if ":" in host else host
     addresses = {}
@@ -216,7 +213,7 @@ def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 holder.bind((host, port))
-            except (OSError, OverflowError) as error:
+            except (OSError, OverflowError, TypeError, UnicodeError) as error:
                 raise InputError(
                     f"can't listen on {shown}:{port} ({error}); choose another --{name}-port, "
                     "0 for a free one, or stop what listens there"
@@ -239,19 +236,17 @@ def _options(
         "poll": [f"--repository-poll-secs={_POLL_S}"],
     }
     served = repository.resolve()
-    if not str(served).isprintable():
-        raise InputError(f"{str(served)!r}: the server can't read this path; rename or link it")
-    if control_mode != "explicit":
+    # a path that isn't UTF-8 is one that the server can't read
+    if control_mode != "explicit" or any("\ud800" <= c <= "\udfff" for c in str(served)):
         served = _link_models(served, folder / "models")
     return [
         f"--model-repository={served}",
-        f"--backend-directory={_lay_backends(folder)}",
+        f"--backend-directory={BACKENDS}",
         f"--cache-directory={_SERVER / 'caches'}",
         "--disable-auto-complete-config",
         f"--model-control-mode={control_mode}",
         *mode.get(control_mode, []),
         *listen,
-        *_restrictions(),
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
     ]
 
@@ -262,15 +257,6 @@ def _link_models(repository: Path, folder: Path) -> Path:
     for model in MODELS:
         (folder / model.name).symlink_to(repository / model.name)
     return folder
-
-
-def _lay_backends(folder: Path) -> Path:
-    """A backend folder of copies: Triton refuses libraries that links lead out of it."""
-    backends = folder / "backends"
-    for name in BACKENDS:
-        (backends / name).mkdir(parents=True)
-        shutil.copy2(BACKEND, backends / name / f"libtriton_{name}.so")
-    return backends
 
 
 def _restrictions() -> list[str]:
@@ -294,9 +280,12 @@ def _environment(threads: int | None) -> dict[str, str]:
     return environment
 
 
+_LIBC = ctypes.CDLL(None)  # now: between fork and exec nothing may be loaded
+
+
 def _end_with_parent() -> None:
     """Lets the kernel kill the server should this process be killed: prctl(PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    _LIBC.prctl(1, signal.SIGKILL)
 
 
 def _wait_until_ready(server: Server) -> None:
@@ -305,8 +294,9 @@ def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if (code := server.process.poll()) is not None:
-            end = f" ({_cause(code, server.log)})" if code < 0 else ""
-            raise CheckError(f"tritonserver can't start{end}{_reasons(server.log)}")
+            if code < 0:
+                server.wait()
+            raise CheckError(f"tritonserver can't start{_reasons(server.log)}")
         if _is_ready(f"http://{local}:{port}/v2"):
             return
         time.sleep(0.05)
@@ -317,7 +307,7 @@ def _is_ready(url: str) -> bool:
     """Whether Triton answers there, and nobody else, that all models are ready."""
     # never through a proxy of the environment
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    with suppress(OSError, ValueError, LookupError, TypeError, http.client.HTTPException):
         opener.open(f"{url}/health/ready", timeout=1).close()
         with opener.open(url, timeout=1) as answer:
             return bool(json.load(answer)["name"] == "triton")

@@ -25,7 +25,7 @@ class BackendError(Exception):
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         super().__init__(message)
-        self.code = code
+        self.triton_code = code
 
 
 Answer = Outputs | BackendError

@@ -78,7 +78,7 @@ def _open(instance: Instance) -> onnxruntime.InferenceSession:
         onnxruntime.ExecutionMode.ORT_PARALLEL if mode else onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     )
     # beyond the C++ backend: OMP_NUM_THREADS, so that `serve.py --threads` limits all models
-    threads = instance.integer("intra_op_thread_count") or int(os.environ.get("OMP_NUM_THREADS", 0))
+    threads = instance.integer("intra_op_thread_count") or _omp_threads()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = instance.integer("inter_op_thread_count")
     options.enable_cpu_mem_arena = instance.boolean("enable_mem_arena", True)
@@ -97,6 +97,11 @@ def _open(instance: Instance) -> onnxruntime.InferenceSession:
             "set the instance group's kind to KIND_CPU"
         )
     return session
+
+
+def _omp_threads() -> int:
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def _refuse_accelerators(instance: Instance) -> None:
