@@ -32,6 +32,7 @@ inline constexpr std::size_t network_pixels = network_side * network_side;
 [[nodiscard]] bool is_idx(std::span<const std::uint8_t> file);
 
 /// Gives the next part of a file's bytes, which need to last until the next call; none at its end.
+/// The first part of a file has two bytes or more: they tell whether it is gzipped.
 using NextPart = std::function<std::span<const std::uint8_t>()>;
 
 /// What an IDX file of images holds, plain or gzipped: pixels, or images for the graph `nin`.
