@@ -203,10 +203,11 @@ def exports(artifacts: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(artifacts, tmp_path / "exports"))
 
 
-def write_report(folder: Path, *, passed: bool, **digests: str) -> None:
+def write_report(folder: Path, *, passed: bool, images: int = 256, **digests: str) -> None:
     """As the gate writes it, about the files there unless a digest is given."""
     judged = {name: entry.sha256 for name, entry in read_manifest(folder).items()} | digests
-    (folder / "parity.json").write_text(json.dumps({"passed": passed, "artifacts": judged}))
+    report = {"passed": passed, "images": images, "artifacts": judged}
+    (folder / "parity.json").write_text(json.dumps(report))
 
 
 def test_what_the_gate_let_through_is_published(script: Script, exports: Path, own: Path) -> None:
@@ -274,6 +275,17 @@ def test_a_report_that_is_none_does_not_count(
     (exports / "parity.json").write_text(content)
     monkeypatch.setattr("nin.proof._pass_quick_gate", lambda *_, **__: None)
     assert prove(exports, weights=WEIGHTS, data_dir=None) == "quick gate"
+
+
+def test_a_report_of_few_images_may_refuse_but_does_not_prove(
+    exports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nin.proof._pass_quick_gate", lambda *_, **__: None)
+    write_report(exports, passed=True, images=16)
+    assert prove(exports, weights=WEIGHTS, data_dir=None) == "quick gate"
+    write_report(exports, passed=False, images=16)
+    with pytest.raises(CheckError, match="the gate is closed"):
+        prove(exports, weights=WEIGHTS, data_dir=None)
 
 
 def test_artifacts_of_different_weights_are_refused(artifacts: Path, own: Path) -> None:
