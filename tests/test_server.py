@@ -98,7 +98,7 @@ def test_a_server_that_is_not_there_ends_it_before_publishing(
     options = ("--artifacts", artifacts, "--repository", own, "--load", "127.0.0.1:1")
     ended = script("export/to_triton.py", *options)
     assert ended.code == 2
-    assert "no Triton server answers at 127.0.0.1:1" in ended.err
+    assert "no Triton server at 127.0.0.1:1" in ended.err
     assert not list(own.glob("*/2"))
 
 
