@@ -338,7 +338,7 @@ def test_without_batching_each_request_runs_alone(
         text = text.replace("max_batch_size: 64", "max_batch_size: 0")
         text = text.replace("dims: [ 28, 28 ]", "dims: [ -1, 28, 28 ]")
         text = text.replace("dims: [ 10 ]", "dims: [ -1, 10 ]")
-        return re.sub(r"dynamic_batching \{[^}]*\}", "", text)
+        return re.sub(r"dynamic_batching \{.*?\n\}\n", "", text, flags=re.DOTALL)
 
     name = variant(own, "fashion_mnist", change)
     with Client(server.http) as client:

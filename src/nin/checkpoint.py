@@ -17,7 +17,6 @@ from nin.model import NiN
 # How files begin that torch.save writes, before and since torch 1.6; TorchScript is as the newer.
 _PICKLE, _ZIP = b"\x80\x02", b"PK\x03\x04"
 
-_DTYPE = torch.float32
 
 _CONVERT = (
     "load it into NiN() and write that with nin.checkpoint.save_checkpoint "
@@ -98,7 +97,14 @@ def _refuse_convertible(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             f"network add it; take it away: {{name.removeprefix({prefix!r}): tensor ...}}, "
             f"{_CONVERT}"
         )
-    other = next((n for n, t in tensors.items() if t.is_floating_point() and t.dtype != _DTYPE), "")
+    other = next(
+        (
+            n
+            for n, t in tensors.items()
+            if t.is_floating_point() and t.dtype != torch.get_default_dtype()
+        ),
+        "",
+    )
     if other:
         raise InputError(
             f"{path} is in another precision: {other} is {_describe(tensors[other])}, expected "
