@@ -12,10 +12,6 @@ from numpy.typing import NDArray
 from nin.triton.backends.batching import INTERNAL, INVALID_ARG, Inputs
 
 
-class TritonModelException(Exception):  # noqa: N818  Triton's name
-    """For what a model's own code refuses."""
-
-
 class TritonError:
     INTERNAL = INTERNAL
     INVALID_ARG = INVALID_ARG
