@@ -6,9 +6,8 @@ python export/to_onnx.py --target-triton 24.10     # the newest opset that this 
 
 from functools import partial
 
-from nin.cli import parser, run
-from nin.exporting import Format, add_export_options, run_export
-from nin.onnx_export import (
+from nin.export.exporting import Format, add_export_options, run_export
+from nin.export.onnx_file import (
     DEFAULT_OPSET,
     OPSETS,
     choose_opset,
@@ -17,7 +16,8 @@ from nin.onnx_export import (
     ir_version,
     read_onnx_texts,
 )
-from nin.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.ort import OrtRuntime
+from nin.terminal import parser, run
 
 
 def main() -> None:

@@ -4,11 +4,15 @@ python export/to_torchscript.py
 python export/to_torchscript.py --target-triton 24.10    # also says which torch will load it
 """
 
-from nin.cli import parser, run
-from nin.exporting import Format, add_export_options, run_export
-from nin.runtimes.torchscript import TorchScriptRuntime
-from nin.torchscript_export import export_torchscript, exporter_versions, read_torchscript_texts
-from nin.triton_releases import triton_release
+from nin.export.exporting import Format, add_export_options, run_export
+from nin.export.torchscript_file import (
+    export_torchscript,
+    exporter_versions,
+    read_torchscript_texts,
+)
+from nin.gate.runtimes.torchscript import TorchScriptRuntime
+from nin.releases import triton_release
+from nin.terminal import parser, run
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ python export/to_triton.py --rollback --load 127.0.0.1:8000
 import argparse
 from pathlib import Path
 
-from nin.artifact import locked, read_manifest
-from nin.cli import add_input_options, parser, positive, run, short, table
 from nin.client import Client
 from nin.errors import CheckError, ServerError
+from nin.export.artifact import read_manifest
+from nin.files import locked
+from nin.gate.proof import prove
 from nin.paths import ARTIFACTS, MODEL_REPOSITORY
-from nin.proof import prove
-from nin.triton.repository import PUBLISHED, UNPROVEN, prune, publish, rollback, versions
+from nin.serve.repository import PUBLISHED, UNPROVEN, prune, publish, rollback, versions
+from nin.terminal import add_input_options, parser, positive, run, short, table
 
 
 def main() -> None:

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from nin.artifact import make_folder, read_manifest, write_atomically
-from nin.cli import add_input_options, image_count, natural, parser, run, short, table
 from nin.contract import (
     DECODE_IMAGE,
     FASHION_MNIST,
@@ -26,14 +24,14 @@ from nin.contract import (
     Graph,
     Model,
 )
-from nin.data import load
 from nin.errors import CheckError, InputError
-from nin.exporting import load_deployable
-from nin.parity import HEADER, Row, check_parity, markdown, report, table_rows
-from nin.paths import ARTIFACTS
-from nin.proof import REPORT
-from nin.questions import QUICK, Plan, make_questions, seed_of_today, share_sizes
-from nin.runtimes import (
+from nin.export.artifact import read_manifest
+from nin.export.exporting import load_deployable
+from nin.files import make_folder, write_atomically
+from nin.gate.parity import HEADER, Row, check_parity, markdown, report, table_rows
+from nin.gate.proof import REPORT
+from nin.gate.questions import QUICK, Plan, make_questions, seed_of_today, share_sizes
+from nin.gate.runtimes import (
     RUNTIMES,
     Runtime,
     artifact_of,
@@ -41,9 +39,12 @@ from nin.runtimes import (
     open_runtime,
     open_served,
 )
-from nin.runtimes.cpp import cpp_tools_are_built
-from nin.runtimes.triton import SERVER_RUNTIMES
-from nin.triton.server import find_tritonserver, serve_artifacts
+from nin.gate.runtimes.cpp import cpp_tools_are_built
+from nin.gate.runtimes.triton import SERVER_RUNTIMES
+from nin.paths import ARTIFACTS
+from nin.serve.server import find_tritonserver, serve_artifacts
+from nin.terminal import add_input_options, image_count, natural, parser, run, short, table
+from nin.training.data import load
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,11 +19,12 @@ import matplotlib as mpl
 import torch
 from tqdm import tqdm
 
-from nin.artifact import atomic_path, make_folder, read_artifact, write_atomically
-from nin.cli import parser, positive, processor, run, short, table
 from nin.contract import FASHION_MNIST
 from nin.errors import CheckError, InputError
+from nin.export.artifact import read_artifact
+from nin.files import atomic_path, make_folder, write_atomically
 from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, ROOT
+from nin.terminal import parser, positive, processor, run, short, table
 
 BATCHES = (1, 16, 64)
 IMAGES = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"

@@ -56,7 +56,7 @@ def golden_error(call: Call) -> tuple[float, float]:
     """The largest error on the golden vectors of the artifact, and what is allowed."""
     files = {"golden": ""}
     torch.jit.load(sys.argv[4], _extra_files=files)
-    from nin.reference import Reference
+    from nin.gate.reference import Reference
 
     golden = Reference.from_json(files["golden"])
     found = call(torch.tensor(golden.pixels))[0].float().numpy()
@@ -68,8 +68,8 @@ def torchscript() -> torch.jit.ScriptModule:
 
 
 def eager() -> torch.nn.Module:
-    from nin.checkpoint import load_checkpoint
-    from nin.classifier import Classifier
+    from nin.network.classifier import Classifier
+    from nin.network.weights import load_checkpoint
 
     return Classifier(load_checkpoint(WEIGHTS).network).eval()
 

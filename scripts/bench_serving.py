@@ -33,16 +33,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from tritonclient.utils import np_to_triton_dtype
 
-from nin.artifact import atomic_path, make_folder, read_artifact, write_atomically
-from nin.cli import parser, positive, processor, run, short, table
 from nin.client import Client
-from nin.contract import FASHION_MNIST, MODELS
-from nin.data import load
+from nin.contract import FASHION_MNIST, MODELS, Run
 from nin.errors import CheckError, InputError
+from nin.export.artifact import read_artifact
+from nin.files import atomic_path, make_folder, write_atomically
+from nin.gate.golden import graph_input
+from nin.gate.runtimes.ort import OrtRuntime
 from nin.paths import ARTIFACTS, ROOT, TRITON
-from nin.reference import Run, graph_input
-from nin.runtimes.ort import OrtRuntime
-from nin.triton.server import RELEASE, Server, serve_artifacts
+from nin.serve.server import RELEASE, Server, serve_artifacts
+from nin.terminal import parser, positive, processor, run, short, table
+from nin.training.data import load
 
 WHEEL = "tritonclient==2.50.0"  # of Triton 24.10; the last ones carry no perf_analyzer
 BINARY = ROOT / ".perf_analyzer" / "bin" / "perf_analyzer"

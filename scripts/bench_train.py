@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from nin.training.network import NiN
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -31,13 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import Compose, Resize, ToTensor
 from tqdm import tqdm
 
-from nin.artifact import make_folder, write_atomically
-from nin.classifier import SCALE
-from nin.cli import natural, parser, positive, run, short, table
-from nin.data import load
 from nin.errors import InputError
-from nin.model import NiN
+from nin.files import make_folder, write_atomically
+from nin.network.classifier import SCALE
+from nin.terminal import natural, parser, positive, run, short, table
 from nin.training.batches import SIDE, Batches
+from nin.training.data import load
 from nin.training.devices import (
     Process,
     add_device_options,

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from nin.cli import natural, parser, positive, run, table
 from nin.client import RETRIES, TIMEOUT_S, URLS, Client, Prediction, split
 from nin.contract import FASHION_MNIST, FASHION_MNIST_IMAGE, LABELS
-from nin.data import is_idx, parse_idx
 from nin.errors import InputError, ServerError
+from nin.terminal import natural, parser, positive, run, table
+from nin.training.data import is_idx, parse_idx
 
 
 class Classified(NamedTuple):

@@ -16,16 +16,16 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.artifact import atomic_path, write_atomically
-from nin.cli import image_count, parser, run, short
 from nin.contract import FASHION_MNIST, LABELS
-from nin.data import load
 from nin.errors import CheckError, InputError
+from nin.files import atomic_path, write_atomically
+from nin.gate.runtimes import open_runtime
+from nin.gate.runtimes.cpp import cpp_tools_are_built
 from nin.images import encode_png
 from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, ROOT, WEIGHTS
-from nin.runtimes import open_runtime
-from nin.runtimes.cpp import cpp_tools_are_built
-from nin.triton.server import PORTS, RELEASE, find_tritonserver, serve
+from nin.serve.server import PORTS, RELEASE, find_tritonserver, serve
+from nin.terminal import image_count, parser, run, short
+from nin.training.data import load
 
 PICTURE = "demo.png"
 

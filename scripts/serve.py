@@ -14,12 +14,11 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from nin.cli import parser, positive, run, short, table
 from nin.client import Client, is_loopback
 from nin.contract import MODELS
 from nin.errors import CheckError, UnreachableError
 from nin.paths import MODEL_REPOSITORY
-from nin.triton.server import (
+from nin.serve.server import (
     CONTROL_MODES,
     HOST,
     PORTS,
@@ -29,6 +28,7 @@ from nin.triton.server import (
     docker_command,
     serve,
 )
+from nin.terminal import parser, positive, run, short, table
 
 # A server that died so many times within so many seconds isn't started again.
 RESTARTS = 5

@@ -14,14 +14,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nin.artifact import read_manifest, write_manifest
-from nin.checkpoint import Checkpoint, load_checkpoint
-from nin.data import load
 from nin.errors import InputError
+from nin.export.artifact import read_manifest, write_manifest
+from nin.gate.reference import Reference, compute_reference
+from nin.network.weights import Checkpoint, load_checkpoint
 from nin.paths import CPP_TOOLS, ROOT, WEIGHTS
-from nin.reference import Reference, compute_reference
-from nin.triton.repository import publish
-from nin.triton.server import PORTS, Server, find_tritonserver, serve
+from nin.serve.repository import publish
+from nin.serve.server import PORTS, Server, find_tritonserver, serve
+from nin.training.data import load
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

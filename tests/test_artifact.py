@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nin.artifact import (
-    Metadata,
-    atomic_path,
-    locked,
-    make_folder,
-    read_artifact,
-    read_manifest,
-    sweep,
-    temporary_path,
-    write_atomically,
-)
-from nin.contract import FASHION_MNIST, LABELS
+from nin.contract import FASHION_MNIST, LABELS, Outputs, Run
 from nin.errors import CheckError, InputError
-from nin.reference import Outputs, Reference, Run, replay
+from nin.export.artifact import Metadata, read_artifact, read_manifest
+from nin.files import atomic_path, locked, make_folder, sweep, temporary_path, write_atomically
+from nin.gate.golden import replay
+from nin.gate.reference import Reference
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -105,7 +97,8 @@ def test_two_writers_do_not_lose_each_others_entries(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from nin.artifact import MANIFEST, Entry, locked, read_manifest, write_manifest
+from nin.export.artifact import MANIFEST, Entry, read_manifest, write_manifest
+from nin.files import locked
 folder, name = Path(sys.argv[1]), sys.argv[2]
 for i in range(20):
     with locked(folder):

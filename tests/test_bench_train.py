@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nin.classifier import preprocess
+from nin.network.classifier import preprocess
 from nin.paths import ROOT
 from tests.conftest import Script
 

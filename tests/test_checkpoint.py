@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from nin.training.network import NiN
 from safetensors.torch import save_file
 
-from nin.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nin.errors import InputError
-from nin.exporting import load_deployable
-from nin.model import NiN
+from nin.export.exporting import load_deployable
+from nin.network.weights import Checkpoint, load_checkpoint, save_checkpoint
 from nin.paths import WEIGHTS
 
 ARGUMENTS = {"arguments": json.dumps(NiN().arguments)}

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from nin.training.network import NiN
 from numpy.typing import NDArray
 
-from nin.classifier import Classifier, preprocess
-from nin.model import NiN
+from nin.network.classifier import Classifier, preprocess
 
 
 @pytest.mark.parametrize("seed", range(3))

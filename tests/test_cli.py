@@ -10,8 +10,8 @@ import pytest
 PROGRAM = """
 import sys
 from pathlib import Path
-from nin.artifact import write_atomically
-from nin.cli import run, table
+from nin.files import write_atomically
+from nin.terminal import run, table
 from nin.errors import CheckError
 
 def show():

@@ -24,7 +24,7 @@ from nin.contract import LABELS
 from nin.errors import InputError, ServerError, UnreachableError
 from nin.images import encode_png
 from nin.paths import DATA
-from nin.triton.server import Server
+from nin.serve.server import Server
 from tests.conftest import Script
 
 Pixels = NDArray[np.uint8]

@@ -3,8 +3,8 @@
 import os
 
 import nin  # noqa: F401
-from nin.cli import table
 from nin.contract import BATCH_SIZES, FASHION_MNIST, GRAPHS, LABELS, MAX_BATCH, NIN
+from nin.terminal import table
 
 
 def test_the_contract_is_what_was_promised() -> None:

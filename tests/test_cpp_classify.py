@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from nin.contract import GRAPHS, LABELS, Graph
-from nin.data import encode_idx
 from nin.errors import InputError
+from nin.export.torchscript_file import read_torchscript_texts
+from nin.gate.golden import graph_input
+from nin.gate.reference import Reference
+from nin.gate.runtimes import open_runtime
 from nin.images import encode_png
+from nin.network.torch_settings import ignore_deprecations
 from nin.paths import CPP_TOOLS, DATA, WEIGHTS
-from nin.reference import Reference, graph_input
-from nin.runtimes import open_runtime
-from nin.torch_settings import ignore_deprecations
-from nin.torchscript_export import read_torchscript_texts
+from nin.training.data import encode_idx
 from tests.conftest import Ended
 
 TEST_IMAGES = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
@@ -432,7 +433,7 @@ def test_models_with_flipped_bytes_never_crash(
 def test_the_adapter_says_what_to_do(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("nin.runtimes.cpp.CPP_TOOLS", tmp_path)
+    monkeypatch.setattr("nin.gate.runtimes.cpp.CPP_TOOLS", tmp_path)
     with pytest.raises(InputError, match="no nin_classify in .*; build it by `make cpp`"):
         open_runtime("libtorch", GRAPHS["nin"], artifacts=artifacts, weights=WEIGHTS)
     assert tmp_path != CPP_TOOLS

@@ -18,9 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from nin.contract import FASHION_MNIST, LABELS, MAX_BATCH, NIN, Graph
+from nin.gate.reference import Reference
 from nin.images import encode_png
-from nin.reference import Reference
-from nin.triton.server import Server
+from nin.serve.server import Server
 
 Pixels = NDArray[np.uint8]
 FILE_MODELS = ("fashion_mnist", "fashion_mnist_torchscript", "nin_onnx", "nin_torchscript")

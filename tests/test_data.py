@@ -2,13 +2,13 @@ import gzip
 import shutil
 from pathlib import Path
 
+import nin.data
 import numpy as np
 import pytest
 
-import nin.data
-from nin.data import load
 from nin.errors import InputError
 from nin.paths import DATA
+from nin.training.data import load
 
 SHIPPED = DATA / "fashion-mnist"
 IMAGES = "t10k-images-idx3-ubyte"

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from nin.contract import DECODE_IMAGE, FASHION_MNIST_IMAGE, GRAPHS, MODELS
+from nin.gate.runtimes import available_runtimes
+from nin.gate.runtimes.triton import SERVER_RUNTIMES
 from nin.paths import ROOT
-from nin.runtimes import available_runtimes
-from nin.runtimes.triton import SERVER_RUNTIMES
 
 
 def test_exports_proves_serves_and_shows(embedded: None, cpp_build: Path, tmp_path: Path) -> None:

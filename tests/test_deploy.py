@@ -24,11 +24,11 @@ from tritonclient.utils import InferenceServerException
 from nin.client import URLS, Client, Protocol, control_key
 from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MAX_BATCH, MODELS
 from nin.errors import InputError, ServerError
-from nin.onnx_export import DEFAULT_OPSET
+from nin.export.onnx_file import DEFAULT_OPSET
 from nin.paths import ROOT
-from nin.triton.repository import publish
-from nin.triton.server import PORTS, Server, serve
-from nin.triton_releases import DEPLOYED, TRITON_RELEASES
+from nin.releases import DEPLOYED, TRITON_RELEASES
+from nin.serve.repository import publish
+from nin.serve.server import PORTS, Server, serve
 
 # The newest version of Kubernetes whose schemas are in kubernetes-validate 1.37.0.
 KUBERNETES = "1.37"

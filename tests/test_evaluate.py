@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nin.training.network import NiN
 from numpy.typing import NDArray
 from PIL import Image
 
-from nin.checkpoint import save_checkpoint
 from nin.contract import FASHION_MNIST, LABELS
-from nin.evaluation import (
+from nin.gate.runtimes import open_runtime
+from nin.network.weights import save_checkpoint
+from nin.paths import WEIGHTS
+from nin.training.evaluation import (
     Evaluation,
     draw_calibration,
     draw_confusion,
@@ -23,9 +26,6 @@ from nin.evaluation import (
     find_mistakes,
     log_softmax,
 )
-from nin.model import NiN
-from nin.paths import WEIGHTS
-from nin.runtimes import open_runtime
 from tests.conftest import Script
 
 EVALUATE = "train/evaluate.py"

@@ -22,16 +22,17 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
 
-from nin.artifact import read_manifest
-from nin.checkpoint import Checkpoint
 from nin.contract import GRAPHS, LABELS, MAX_BATCH
 from nin.errors import CheckError, InputError
-from nin.onnx_export import OPSETS, choose_opset, ir_version
+from nin.export.artifact import read_manifest
+from nin.export.onnx_file import OPSETS, choose_opset, ir_version
+from nin.export.torchscript_file import export_torchscript
+from nin.gate.golden import graph_input
+from nin.gate.reference import Reference
+from nin.network.torch_settings import ignore_deprecations
+from nin.network.weights import Checkpoint
 from nin.paths import ROOT, WEIGHTS
-from nin.reference import Reference, graph_input
-from nin.torch_settings import ignore_deprecations
-from nin.torchscript_export import export_torchscript
-from nin.triton_releases import TRITON_RELEASES
+from nin.releases import TRITON_RELEASES
 from tests.conftest import Script
 
 SCRIPTS = {"onnx": "export/to_onnx.py", "pt": "export/to_torchscript.py"}
@@ -323,7 +324,7 @@ def test_an_export_that_fails_its_golden_vectors_is_not_published(
     import nin.exporting
 
     def broken(network: torch.nn.Module, graph: object) -> torch.nn.Module:
-        module = nin.runtimes.eager.graph_module(network, graph)
+        module = nin.gate.runtimes.eager.graph_module(network, graph)
         with torch.no_grad():
             next(module.parameters()).mul_(1.001)
         return module

@@ -2,9 +2,8 @@ import subprocess
 import sys
 
 import torch
+from nin.training.network import NiN, layer_table
 from torch import nn
-
-from nin.model import NiN, layer_table
 
 
 def test_is_the_network_of_the_book() -> None:

@@ -16,9 +16,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nin.client import TIMEOUT_S
 from nin.contract import LABELS, MAX_BATCH, MODELS, Model, Tensor
+from nin.network.torch_settings import ignore_deprecations
 from nin.paths import MODEL_REPOSITORY
-from nin.torch_settings import ignore_deprecations
-from nin.triton.repository import PUBLISHED
+from nin.serve.repository import PUBLISHED
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "object": "TYPE_STRING"}
 

@@ -16,13 +16,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nin.artifact import Metadata
-from nin.checkpoint import Checkpoint
-from nin.classifier import Classifier
-from nin.contract import FASHION_MNIST, GRAPHS, LABELS, NIN, Graph
-from nin.onnx_export import export_onnx
-from nin.parity import Answers, Row, check_classes, check_parity
-from nin.questions import (
+from nin.contract import FASHION_MNIST, GRAPHS, LABELS, NIN, Graph, Outputs
+from nin.export.artifact import Metadata
+from nin.export.onnx_file import export_onnx
+from nin.export.torchscript_file import export_torchscript
+from nin.gate.golden import graph_input
+from nin.gate.parity import Answers, Row, check_classes, check_parity
+from nin.gate.questions import (
     ALL_SIZES,
     QUICK,
     Plan,
@@ -31,13 +31,14 @@ from nin.questions import (
     plan_batches,
     share_sizes,
 )
-from nin.reference import Outputs, Reference, compute_reference, graph_input
-from nin.runtimes import CPU_RUNTIMES, Runtime, available_runtimes, open_runtime
-from nin.runtimes.eager import graph_module, run_module
-from nin.runtimes.ort import OrtRuntime
-from nin.runtimes.torchscript import TorchScriptRuntime
-from nin.torchscript_export import export_torchscript
-from nin.triton.server import Server
+from nin.gate.reference import Reference, compute_reference
+from nin.gate.runtimes import CPU_RUNTIMES, Runtime, available_runtimes, open_runtime
+from nin.gate.runtimes.eager import graph_module, run_module
+from nin.gate.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.torchscript import TorchScriptRuntime
+from nin.network.classifier import Classifier
+from nin.network.weights import Checkpoint
+from nin.serve.server import Server
 from tests.conftest import Script, vouch
 
 VERIFY = "export/verify.py"
@@ -571,7 +572,7 @@ def test_exit_code_1_and_the_reason_when_closed(
     artifacts: Path, tmp_path: Path, script: Script, checkpoint: Checkpoint
 ) -> None:
     """Weights that were trained on while their old exports still lie there."""
-    from nin.checkpoint import save_checkpoint
+    from nin.network.weights import save_checkpoint
 
     network = deepcopy(checkpoint.network)
     with torch.no_grad():

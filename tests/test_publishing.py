@@ -17,16 +17,16 @@ import onnx
 import pytest
 import torch
 
-from nin.artifact import read_manifest, write_manifest
-from nin.checkpoint import Checkpoint
 from nin.contract import FASHION_MNIST
 from nin.errors import CheckError, InputError
-from nin.onnx_export import export_onnx, read_onnx_texts
+from nin.export.artifact import read_manifest, write_manifest
+from nin.export.onnx_file import export_onnx, read_onnx_texts
+from nin.export.torchscript_file import export_torchscript, read_torchscript_texts
+from nin.gate.proof import prove
+from nin.gate.runtimes.eager import graph_module
+from nin.network.weights import Checkpoint
 from nin.paths import ROOT, WEIGHTS
-from nin.proof import prove
-from nin.runtimes.eager import graph_module
-from nin.torchscript_export import export_torchscript, read_torchscript_texts
-from nin.triton.repository import PUBLISHED, prune, publish, rollback, versions
+from nin.serve.repository import PUBLISHED, prune, publish, rollback, versions
 from tests.conftest import Script, vouch
 
 PUBLISH = "export/to_triton.py"

@@ -25,8 +25,8 @@ from nin.client import URLS, Client, Protocol
 from nin.contract import DECODE_IMAGE, ENCODED_IMAGE, FASHION_MNIST_IMAGE, MAX_BATCH
 from nin.errors import ServerError
 from nin.images import encode_png, encoded
-from nin.triton.repository import publish
-from nin.triton.server import PORTS, Server, serve
+from nin.serve.repository import publish
+from nin.serve.server import PORTS, Server, serve
 
 BATCH_S, QUEUE, QUEUE_S = 3.0, 4, 5.5
 # of one that runs and QUEUE that wait: their turns are at 0, 3, 6, 9, 12 s

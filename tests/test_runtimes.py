@@ -6,10 +6,10 @@ import torch
 
 from nin.contract import NIN
 from nin.errors import InputError
+from nin.gate.runtimes import CPU_RUNTIMES, RUNTIMES, available_runtimes, open_runtime
+from nin.gate.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.paths import WEIGHTS
-from nin.runtimes import CPU_RUNTIMES, RUNTIMES, available_runtimes, open_runtime
-from nin.runtimes.ort import OrtRuntime
-from nin.runtimes.torchscript import TorchScriptRuntime
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 

@@ -23,15 +23,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import nin.triton.server
+import nin.serve.server
 from nin.client import URLS, Client
 from nin.contract import MODELS
 from nin.errors import InputError
 from nin.images import encode_png
 from nin.paths import MODEL_REPOSITORY, ROOT, TRITON
-from nin.triton.repository import PUBLISHED, publish
-from nin.triton.server import PORTS, ServerDiedError, find_tritonserver, serve
-from nin.triton_releases import DEPLOYED
+from nin.releases import DEPLOYED
+from nin.serve.repository import PUBLISHED, publish
+from nin.serve.server import PORTS, ServerDiedError, find_tritonserver, serve
 from tests.conftest import Script
 
 Pixels = NDArray[np.uint8]
@@ -300,7 +300,7 @@ def test_a_server_that_dies_says_why_and_keeps_its_log(embedded: None, repositor
 )
 def test_the_cause_of_an_end_is_one_line(code: int, log: str, cause: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(log)
-    assert nin.triton.server._cause(code, tmp_path / "log") == cause
+    assert nin.serve.server._cause(code, tmp_path / "log") == cause
 
 
 @contextlib.contextmanager
@@ -353,11 +353,11 @@ def test_a_server_that_always_dies_is_given_up(
     script: Script, repository: Path, embedded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def started(*args: object, **options: object) -> Iterator[nin.triton.server.Server]:
+    def started(*args: object, **options: object) -> Iterator[nin.serve.server.Server]:
         raise ServerDiedError("tritonserver ended by itself: SIGSEGV")
         yield
 
-    monkeypatch.setattr(nin.triton.server, "serve", started)
+    monkeypatch.setattr(nin.serve.server, "serve", started)
     ended = script(SERVE, "--repository", repository)
     assert ended.code == 1
     assert ended.err.count("starting it again") == 4
@@ -400,7 +400,7 @@ def test_docker_prints_the_command(script: Script) -> None:
 
 def test_docker_quotes_the_path(tmp_path: Path) -> None:
     folder = tmp_path / 'My $(models), "1"'
-    words = shlex.split(nin.triton.server.docker_command(folder, PORTS).replace("\\\n", " "))
+    words = shlex.split(nin.serve.server.docker_command(folder, PORTS).replace("\\\n", " "))
     (mount,) = csv.reader([words[words.index("--mount") + 1]])
     assert mount == ["type=bind", f"src={folder}", "dst=/models", "readonly"]
 
@@ -469,7 +469,7 @@ def test_another_server_s_answer_is_no_readiness() -> None:
 
     with http.server.HTTPServer(("127.0.0.1", 0), Fine) as server:
         threading.Thread(target=server.serve_forever).start()
-        assert not nin.triton.server._is_ready(f"http://127.0.0.1:{server.server_port}/v2")
+        assert not nin.serve.server._is_ready(f"http://127.0.0.1:{server.server_port}/v2")
         server.shutdown()
 
 
@@ -491,7 +491,7 @@ def test_listening_beyond_this_machine_is_said(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nin.triton.server, "serve", stop)
+    monkeypatch.setattr(nin.serve.server, "serve", stop)
     said_of = {"::": True, "192.0.2.1": True, "127.0.0.1": False, "::1": False, "localhost": False}
     for host, said in said_of.items():
         ended = script(SERVE, "--repository", repository, "--host", host)
@@ -576,7 +576,7 @@ def test_no_backend(embedded: None, tmp_path: Path) -> None:
 
 def test_bootstrap_installs_what_the_server_names() -> None:
     bootstrap = (ROOT / "scripts" / "bootstrap.sh").read_text()
-    assert nin.triton.server.WHEEL in bootstrap
+    assert nin.serve.server.WHEEL in bootstrap
 
 
 def test_health_is_asked_of_the_real_endpoints(embedded: None, repository: Path) -> None:

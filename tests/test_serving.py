@@ -26,11 +26,11 @@ from tritonclient.utils import InferenceServerException
 from nin.client import URLS, Client, Protocol
 from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MODELS, NIN, Model
 from nin.errors import ServerError
+from nin.gate.parity import check_concurrency
+from nin.gate.reference import Reference
+from nin.gate.runtimes.triton import TritonRuntime
 from nin.images import encode_png, encoded
-from nin.parity import check_concurrency
-from nin.reference import Reference
-from nin.runtimes.triton import TritonRuntime
-from nin.triton.server import Server
+from nin.serve.server import Server
 
 Pixels = NDArray[np.uint8]
 protocols = pytest.mark.parametrize("protocol", list(URLS))

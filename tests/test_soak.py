@@ -15,9 +15,9 @@ import pytest
 
 from nin.client import URLS, Client
 from nin.errors import InputError
+from nin.gate.reference import Reference
 from nin.images import encode_png, encoded
-from nin.reference import Reference
-from nin.triton.server import PORTS, Server, serve
+from nin.serve.server import PORTS, Server, serve
 
 CLIENTS = 8
 MODELS = ("fashion_mnist", "fashion_mnist_torchscript", "fashion_mnist_image")

@@ -15,8 +15,8 @@ import torch
 
 from nin.client import Client
 from nin.errors import ServerError
-from nin.torch_settings import ignore_deprecations
-from nin.triton.server import PORTS, Server, serve
+from nin.network.torch_settings import ignore_deprecations
+from nin.serve.server import PORTS, Server, serve
 
 Change = Callable[[str], str]
 

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nin.data
 import pytest
 import torch
+from nin.training.network import NiN
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, interpolate
 
-import nin.data
-from nin.artifact import locked
-from nin.checkpoint import load_checkpoint, save_checkpoint
-from nin.model import NiN
+from nin.files import locked
+from nin.network.weights import load_checkpoint, save_checkpoint
 from nin.paths import ROOT, WEIGHTS
 from nin.training.batch_norm import add_to
 from nin.training.batches import split

@@ -11,18 +11,18 @@ import torch
 import torch.distributed as dist
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from nin.training.network import NiN
 from torch import multiprocessing
 from torch.nn.functional import conv2d
 
-from nin.checkpoint import load_checkpoint
-from nin.classifier import preprocess
-from nin.data import load
 from nin.errors import InputError
-from nin.model import NiN
+from nin.network.classifier import preprocess
+from nin.network.weights import load_checkpoint
 from nin.paths import WEIGHTS
 from nin.training import batch_norm, stem, winograd
 from nin.training.batches import Batches, mix, rectangles, split, window
 from nin.training.curves import draw_curves
+from nin.training.data import load
 from nin.training.devices import Process, find_device, find_precision, kept_memory
 from nin.training.optimizers import Muon, make_optimizers, orthogonalise
 from nin.training.recipes import BEST, BOOK, Recipe, lr_factor

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nin.data
 import torch
 
-import nin.data
 import nin.training.trainer
 from nin.paths import ROOT
 from nin.training.recipes import BEST, RECIPES, Recipe

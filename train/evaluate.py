@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.artifact import make_folder, write_atomically
-from nin.cli import add_input_options, image_count, parser, run, short
 from nin.contract import FASHION_MNIST, GRAPHS, LABELS, Graph
-from nin.data import load
 from nin.errors import CheckError, InputError
-from nin.evaluation import (
+from nin.export.exporting import load_deployable
+from nin.files import make_folder, write_atomically
+from nin.gate.parity import check_identity, run_all
+from nin.gate.runtimes import RUNTIMES, Runtime, open_runtime
+from nin.paths import ARTIFACTS, ROOT
+from nin.terminal import add_input_options, image_count, parser, run, short
+from nin.training.data import load
+from nin.training.evaluation import (
     BINS,
     Evaluation,
     draw_calibration,
@@ -30,10 +34,6 @@ from nin.evaluation import (
     find_mistakes,
     log_softmax,
 )
-from nin.exporting import load_deployable
-from nin.parity import check_identity, run_all
-from nin.paths import ARTIFACTS, ROOT
-from nin.runtimes import RUNTIMES, Runtime, open_runtime
 
 # What an evaluation leaves in its folder.
 CONFUSION, MISTAKES, CALIBRATION = "confusion.png", "mistakes.png", "calibration.png"

@@ -20,20 +20,20 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from nin.training.network import NiN
 from torch import Tensor
 
-from nin.artifact import locked, make_folder, write_atomically
-from nin.checkpoint import save_checkpoint
-from nin.cli import natural, parser, positive, run, short
-from nin.data import load
 from nin.errors import InputError
-from nin.exporting import load_deployable
-from nin.model import NiN
+from nin.export.exporting import load_deployable
+from nin.files import locked, make_folder, write_atomically
+from nin.network.torch_settings import without_tf32
+from nin.network.weights import save_checkpoint
 from nin.paths import ROOT
-from nin.torch_settings import without_tf32
+from nin.terminal import natural, parser, positive, run, short
 from nin.training.batch_norm import folded
 from nin.training.batches import HELD_OUT, Batches, split
 from nin.training.curves import draw_curves
+from nin.training.data import load
 from nin.training.devices import (
     Process,
     add_device_options,

@@ -27,10 +27,16 @@ import tritonclient.utils.shared_memory as shm
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from nin.contract import ENCODED_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MAX_BATCH, PROBABILITIES
+from nin.contract import (
+    ENCODED_IMAGE,
+    FASHION_MNIST,
+    FASHION_MNIST_IMAGE,
+    MAX_BATCH,
+    PROBABILITIES,
+    Outputs,
+)
 from nin.errors import InputError, ServerError, UnreachableError
 from nin.images import encoded
-from nin.reference import Outputs
 
 Protocol = Literal["http", "grpc"]
 URLS: dict[Protocol, str] = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}

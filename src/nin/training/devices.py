@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from nin.cli import processor
 from nin.errors import InputError
+from nin.terminal import processor
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h's
 

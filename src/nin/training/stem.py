@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nin.classifier import fold_filters
-from nin.model import NiN
+from nin.network.classifier import fold_filters
+from nin.training.network import NiN
 
 
 def convolve(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nin.artifact import write_atomically
-from nin.classifier import preprocess
 from nin.errors import CheckError, InputError
-from nin.model import NiN
+from nin.files import write_atomically
+from nin.network.classifier import preprocess
 from nin.training import batch_norm, stem, winograd
 from nin.training.batches import DROPOUT, SIDE, Batches, mix
 from nin.training.devices import Process
+from nin.training.network import NiN
 from nin.training.optimizers import make_optimizers
 from nin.training.recipes import Recipe, lr_factor
 
