@@ -157,9 +157,7 @@ def _pixels(size: Size) -> str:
     return f"{_by(size)} pixels"
 
 
-def _centre(
-    pixels: NDArray[np.uint8], axis: int, length: int, resize: str
-) -> NDArray[np.uint8]:
+def _centre(pixels: NDArray[np.uint8], axis: int, length: int, resize: str) -> NDArray[np.uint8]:
     """Cuts out the centre along an axis, or adds black on both sides, up to `length`."""
     missing = length - pixels.shape[axis]
     if missing > 0:
