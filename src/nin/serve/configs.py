@@ -68,7 +68,9 @@ class Layout:
 COMMITTED = Layout(instances=2, threads=1)
 
 
-def layout(instances: int | None = None, cores: int | None = None, *, gpu: bool = False) -> Layout:
+def layout_for(
+    instances: int | None = None, cores: int | None = None, *, gpu: bool = False
+) -> Layout:
     """The layout for a machine: an instance per core, with one thread each, unless told otherwise.
 
     Args:
