@@ -49,9 +49,13 @@ class TrainedModel:
         if own is None:
             return Classifier(self.network, self.contract).eval()
         make = import_object(self.contract.folder, own, "pixels.classifier")
-        classifier = _call(self.contract, "pixels.classifier", own, make, self.network).eval()
-        check_classifier(classifier, Classifier(self.network, self.contract).eval(), graph)
-        return classifier
+
+        def build(network: nn.Module) -> nn.Module:
+            return _call(self.contract, "pixels.classifier", own, make, network).eval()
+
+        exact = deepcopy(self.network).double()
+        check_classifier(build(exact), Classifier(exact, self.contract).double().eval(), graph)
+        return build(self.network)
 
 
 def load_model(folder: Path, weights: Path | None = None) -> TrainedModel:
@@ -133,13 +137,14 @@ def check_network(network: nn.Module, contract: Contract) -> None:
 def check_classifier(own: nn.Module, naive: nn.Module, graph: Graph) -> None:
     """Raises CheckError unless a folder's own classifier computes what the generic one does.
 
-    In float64, so that nothing but rounding may differ.
+    Args:
+        own, naive: both in float64, so that nothing but rounding may differ.
     """
     random = torch.Generator().manual_seed(0)
     shape = (_PROBES, *graph.input.shape)
     pixels = torch.randint(256, shape, generator=random, dtype=torch.uint8)
     with torch.inference_mode():
-        right, logits = (deepcopy(module).double()(pixels)[0] for module in (naive, own))
+        right, logits = (module(pixels)[0] for module in (naive, own))
     error = float((logits - right).abs().max())
     if not error <= _FLOAT64_TOLERANCE * float(right.abs().max()):
         raise CheckError(
