@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nin.errors import CheckError, InputError, explain
-from nin.paths import ROOT, WEIGHTS
+from nin.paths import ROOT
 
 # What writing fails with; Python doesn't say of which file.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

@@ -1,103 +1,76 @@
-"""What the two export scripts share: from weights to a file that was proven before it is there."""
+"""From a model folder to files that were proven before they are there."""
 
-import argparse
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from nin.contract import GOLDEN_IMAGES, GRAPHS, LABELS, Graph, Run
+from nin.contract import GOLDEN_IMAGES, Graph
 from nin.errors import CheckError, InputError
 from nin.export.artifact import MANIFEST, Entry, Metadata, read_manifest, write_manifest
+from nin.export.formats import Format
 from nin.files import atomic_path, locked, make_folder
-from nin.gate.golden import graph_input, replay
-from nin.gate.reference import Reference, compute_reference
-from nin.gate.runtimes.eager import graph_module
-from nin.network.weights import Checkpoint, load_checkpoint
-from nin.paths import ARTIFACTS
-from nin.terminal import add_input_options, short
-from nin.training.data import load
+from nin.gate.golden import Golden, replay
+from nin.gate.reference import compute_golden
+from nin.network.build import TrainedModel
+from nin.samples import open_samples
+from nin.terminal import short
 
 
-@dataclass(frozen=True)
-class Format:
-    """How to write one file format, and how to read back what was written."""
+def export_model(
+    model: TrainedModel,
+    fmt: Format,
+    output: Path,
+    *,
+    graphs: Iterable[str],
+    data_dir: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Writes the graphs of these names in one format, and lists them in the folder's manifest.
 
-    name: str
-    suffix: str
-    export: Callable[[nn.Module, torch.Tensor, Graph, dict[str, str]], bytes]
-    read_texts: Callable[[bytes], dict[str, str]]
-    open: Callable[[bytes, Graph], Run]
-    versions: dict[str, str]
-    opset: int | None = None
-    ir_version: int | None = None
-
-
-def add_export_options(parser: argparse.ArgumentParser) -> None:
-    add_input_options(parser)
-    parser.add_argument(
-        "--graph", choices=[*GRAPHS, "all"], default="all", help="the graph to export"
-    )
-    parser.add_argument("--output", type=Path, default=ARTIFACTS, help="folder to write to")
-    parser.add_argument(
-        "--force", action="store_true", help="overwrite files that aren't exports of this project"
-    )
-
-
-def run_export(args: argparse.Namespace, fmt: Format) -> None:
-    """Exports the graphs that `add_export_options` asks for, and lists them in the manifest.
+    Args:
+        data_dir: where the samples lie, if not where the contract says.
+        force: overwrite files that aren't exports of this project.
 
     Raises:
-        InputError: weights, data or output can't be used, or a foreign file is in the way.
+        InputError: samples or output can't be used, a foreign file is in the way, or torch can't
+            export the network.
         CheckError: an export doesn't reproduce the golden vectors; it isn't published.
     """
-    graphs = list(GRAPHS.values()) if args.graph == "all" else [GRAPHS[args.graph]]
-    checkpoint = load_deployable(args.weights)
-    pixels, _ = load("test", args.data_dir)
-    make_folder(args.output)
-    golden = compute_reference(checkpoint.network, pixels[:GOLDEN_IMAGES])
-    with locked(args.output):
-        entries = _listed(args.output, force=args.force)
-        paths = {graph: args.output / f"{graph.name}{fmt.suffix}" for graph in graphs}
+    samples = open_samples(model.contract, data_dir)
+    first = samples.pixels(range(min(len(samples), GOLDEN_IMAGES)))
+    make_folder(output)
+    with locked(output):
+        entries = _listed(output, force=force)
+        paths = {model.contract.graphs[name]: output / f"{name}{fmt.suffix}" for name in graphs}
         for path in paths.values():  # all of them before the first is replaced
-            _refuse_foreign(path, fmt, force=args.force)
+            _refuse_foreign(path, fmt, force=force)
         for graph, path in paths.items():
-            entries[path.name] = _export(path, graph, fmt, checkpoint, golden)
+            golden = compute_golden(model, graph, first)
+            entries[path.name] = _export(path, graph, fmt, model, golden)
             # Until this is written, loaders refuse the new file: its digest isn't listed yet.
-            write_manifest(args.output, entries)
+            write_manifest(output, entries)
 
 
-def load_deployable(weights: Path) -> Checkpoint:
-    """A checkpoint whose classes are the contract's. Raises InputError if they aren't."""
-    checkpoint = load_checkpoint(weights)
-    classes = checkpoint.network.arguments["num_classes"]
-    if classes != len(LABELS):
-        raise InputError(
-            f"{weights} has {classes} classes, the contract {len(LABELS)}; "
-            "to deploy other classes, change LABELS in src/nin/contract.py"
-        )
-    return checkpoint
-
-
-def _export(
-    path: Path, graph: Graph, fmt: Format, checkpoint: Checkpoint, golden: Reference
-) -> Entry:
+def _export(path: Path, graph: Graph, fmt: Format, model: TrainedModel, golden: Golden) -> Entry:
     start = time.perf_counter()
-    metadata = Metadata(graph.describe(), LABELS, golden, checkpoint.sha256, fmt.versions)
-    texts = metadata.to_texts(graph)
-    example = torch.tensor(graph_input(graph, golden.pixels[:2]))
-    data = fmt.export(graph_module(checkpoint.network, graph), example, graph, texts)
+    versions = fmt.versions()
+    metadata = Metadata(
+        graph.describe(), model.contract.labels, golden, model.weights_sha256, versions
+    )
+    texts = metadata.to_texts()
+    example = torch.tensor(golden.batch(graph)[:1]).repeat_interleave(2, dim=0)
+    data = fmt.export(model.module(graph), example, graph, texts)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
         _prove(temporary, graph, fmt, texts)
     opset = f", opset {fmt.opset}, IR {fmt.ir_version}" if fmt.opset else ""
     print(
         f"{short(path)}: {len(data) / 1e6:.1f} MB{opset}, golden vectors replayed, "
-        f"{time.perf_counter() - start:.1f} s"
+        f"{time.perf_counter() - start:.1f} s",
+        flush=True,
     )
     return Entry(
         sha256=hashlib.sha256(data).hexdigest(),
@@ -106,8 +79,8 @@ def _export(
         format=fmt.name,
         opset=fmt.opset,
         ir_version=fmt.ir_version,
-        weights_sha256=checkpoint.sha256,
-        versions=fmt.versions,
+        weights_sha256=model.weights_sha256,
+        versions=versions,
     )
 
 
@@ -121,7 +94,7 @@ def _prove(path: Path, graph: Graph, fmt: Format, texts: dict[str, str]) -> None
             f"{graph.name}{fmt.suffix} doesn't carry its metadata: {missing or 'changed'}"
         )
     try:
-        replay(fmt.open(data, graph), graph, Reference.from_json(carried["golden"]))
+        replay(fmt.open(data, graph), graph, Golden.from_json(carried["golden"]))
     except CheckError as error:
         raise CheckError(f"{graph.name}{fmt.suffix} is not published: {error}") from error
 

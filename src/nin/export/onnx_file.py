@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from torch import nn
 
 from nin.contract import BATCH, Graph
-from nin.errors import CheckError, InputError
+from nin.errors import CheckError, InputError, first_line
 from nin.network.torch_settings import ignore_deprecations
 from nin.releases import triton_release
 
@@ -46,7 +46,11 @@ def ir_version(opset: int) -> int:
 
 
 def export_onnx(
-    module: nn.Module, example: torch.Tensor, graph: Graph, texts: dict[str, str], opset: int
+    module: nn.Module,
+    example: torch.Tensor,
+    graph: Graph,
+    texts: dict[str, str],
+    opset: int = DEFAULT_OPSET,
 ) -> bytes:
     """Exports `module`, which must be in evaluation mode, and checks what was made.
 
@@ -55,20 +59,27 @@ def export_onnx(
         texts: stored as the model's `metadata_props`.
 
     Raises:
+        InputError: torch can't export the module; the reason is its own.
         CheckError: the model isn't valid ONNX, or doesn't have the graph's inputs and outputs.
     """
-    with ignore_deprecations():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            external_data=False,
-            input_names=[graph.input.name],
-            output_names=[t.name for t in graph.outputs],
-            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-            opset_version=opset,
-            verbose=False,
-        )
+    try:
+        with ignore_deprecations():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                input_names=[graph.input.name],
+                output_names=[t.name for t in graph.outputs],
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:  # of torch, or of the network's own code
+        raise InputError(
+            f"{graph.name} can't be exported to ONNX: {first_line(error.__cause__ or error)}; "
+            "a network's forward() must be tensor operations; TorchScript may do"
+        ) from error
     assert program is not None  # it is only None for dynamo=False
     model = program.model_proto
     _remove_traces(model)

@@ -7,23 +7,8 @@ import torch
 from torch import nn
 
 from nin.contract import Graph
-from nin.errors import CheckError
+from nin.errors import InputError, first_line
 from nin.network.torch_settings import ignore_deprecations, without_tf32
-
-# All in torch since 1.13 (aten::pad is the youngest). A newer torch than the release's makes the
-# file; what it calls must be there already.
-OLD_OPERATORS = {
-    "aten::_convolution",
-    "aten::adaptive_avg_pool2d",
-    "aten::flatten",
-    "aten::max_pool2d",
-    "aten::pad",
-    "aten::pixel_shuffle",
-    "aten::relu",
-    "aten::softmax",
-    "aten::to",
-    "aten::unsqueeze",
-}
 
 
 def export_torchscript(
@@ -36,17 +21,20 @@ def export_torchscript(
         texts: stored as extra files, which `torch::jit::load` reads in C++ too.
 
     Raises:
-        CheckError: it uses an operator that the torch of an older Triton may not have.
+        InputError: the module can't be traced; the reason is torch's.
     """
     buffer = io.BytesIO()
     # the trace writes the TensorFloat-32 switch into every convolution
     with ignore_deprecations(), torch.inference_mode(), without_tf32():
-        traced = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
-        frozen = torch.jit.freeze(traced)
+        try:
+            traced = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
+            frozen = torch.jit.freeze(traced)
+        except Exception as error:  # of torch, or of the network's own code
+            raise InputError(
+                f"{graph.name} can't be traced for TorchScript: {first_line(error)}; "
+                "a network's forward() must be tensor operations; ONNX may do"
+            ) from error
         torch.jit.save(frozen, buffer, _extra_files=texts)
-    operators = {node.kind() for node in frozen.graph.nodes() if node.kind().startswith("aten::")}
-    if newer := sorted(operators - OLD_OPERATORS):
-        raise CheckError(f"{graph.name} uses {newer}, which an older torch may not load")
     return _without_debug_records(buffer.getvalue())
 
 

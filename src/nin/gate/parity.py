@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nin.contract import LABELS, MAX_BATCH, Graph, Outputs
-from nin.gate.golden import graph_input
+from nin.contract import Graph, Outputs
+from nin.gate.golden import Golden
 from nin.gate.questions import Batch, Plan, Questions, plan_batches
 from nin.gate.reference import Reference
 from nin.gate.runtimes import Runtime
@@ -37,7 +37,7 @@ class Row:
 
     runtime: str
     graph: str
-    images: int  # test images
+    images: int  # samples
     budget: dict[str, float]  # by output name, as are the errors
     sizes: tuple[int, ...] = ()  # of the batches that were asked
     asked: int = 0  # images in all batches
@@ -45,7 +45,7 @@ class Row:
     mean_error: dict[str, float] = field(default_factory=dict)
     flips: int = 0
     near_ties: list[str] = field(default_factory=list)  # changed images that rule 3 allows
-    accuracy: float = 0.0
+    accuracy: float | None = None  # None where classes aren't known
     seconds: float = 0.0  # for all batches
     failures: list[str] = field(default_factory=list)
 
@@ -75,55 +75,65 @@ def check_parity(
     """Holds one loaded runtime against the reference."""
     reference = questions.reference
     budget = {t.name: reference.budget[t.name] for t in graph.outputs}
-    row = Row(name, graph.name, len(questions.labels), budget, plan.sizes)
+    row = Row(name, graph.name, questions.samples, budget, plan.sizes)
     batches = plan_batches(len(reference.pixels), plan, questions.seed)
     outputs: list[Outputs] = []
     try:
-        row.failures += check_identity(runtime, graph, questions.weights_sha256)
-        row.failures += check_golden(runtime, graph, questions.golden)
+        row.failures += check_identity(runtime, graph, questions)
+        row.failures += check_golden(runtime, graph, questions.golden.get(graph.name))
         if row.failures:
             return row  # it is another export than the one that the gate is asked about
         start = time.perf_counter()
-        row.failures += check_outputs(name, runtime, graph, reference, batches, outputs)
+        row.failures += check_outputs(name, runtime, graph, questions, batches, outputs)
         row.seconds = time.perf_counter() - start
         if len(outputs) < len(batches):
             return row  # what has another form can't be compared
         answers = Answers.of(batches, outputs)
         row.asked = len(answers.images)
-        row.accuracy = _accuracy(answers, questions.labels)
+        row.accuracy = _accuracy(answers, questions.classes)
         row.failures += check_budget(answers, questions, row)
         row.failures += check_classes(answers, questions, row)
         row.failures += check_batches(answers, questions, row)
-        row.failures += check_concurrency(runtime, graph, reference)
+        row.failures += check_concurrency(runtime, graph, questions)
     except Exception as error:  # whatever a runtime throws, the gate's answer is no
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         row.failures.append(f"it raised {type(error).__name__}: {reason}")
     return row
 
 
-def check_identity(runtime: Runtime, graph: Graph, weights_sha256: str) -> Iterator[str]:
+def check_identity(runtime: Runtime, graph: Graph, questions: Questions) -> Iterator[str]:
     """Rule 0: contract, labels and weights that the export carries are those expected."""
-    if runtime.contract != graph.describe():
-        yield f"contract: it carries {runtime.contract}, expected {graph.describe()}"
-    if runtime.labels != LABELS:
-        yield f"labels: it carries {list(runtime.labels)}, expected {list(LABELS)}"
-    if runtime.weights_sha256 not in (None, weights_sha256):
+    # only a file says how its input came about; a server knows names, dtypes and shapes
+    contract = graph.signature() if runtime.golden is None else graph.describe()
+    if runtime.contract != contract:
+        yield f"contract: it carries {runtime.contract}, expected {contract}"
+    if runtime.labels != questions.labels:
+        yield f"labels: {_first_difference(runtime.labels, questions.labels)}"
+    if runtime.weights_sha256 not in (None, questions.weights_sha256):
         yield (
             f"weights: it was exported from {str(runtime.weights_sha256)[:12]}, "
-            f"the reference is {weights_sha256[:12]}; export again"
+            f"the reference is {questions.weights_sha256[:12]}; export again"
         )
 
 
-def check_golden(runtime: Runtime, graph: Graph, expected: Reference) -> Iterator[str]:
+def _first_difference(carried: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    if len(carried) != len(expected):
+        return f"it carries {len(carried)}, expected {len(expected)}"
+    pairs = zip(carried, expected, strict=True)
+    index, (label, right) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"class {index} is {label!r}, expected {right!r}"
+
+
+def check_golden(runtime: Runtime, graph: Graph, expected: Golden | None) -> Iterator[str]:
     """Rule 0, second half: the golden vectors that the export carries are the reference's.
 
     They are what every program trusts that loads it.
     """
     golden = runtime.golden
-    if golden is None:  # it carries none, or can't be asked
+    if golden is None or expected is None:  # it carries none, or can't be asked
         return
-    if not np.array_equal(golden.pixels, expected.pixels):
-        yield f"golden vectors: not those of the first {len(expected.pixels)} test images"
+    if not np.array_equal(golden.inputs, expected.inputs):
+        yield f"golden vectors: not those of the first {len(expected.inputs)} samples"
         return
     names = {t.name for t in graph.outputs}
     if golden.outputs.keys() != names or golden.budget.keys() != names:
@@ -147,7 +157,7 @@ def check_outputs(
     name: str,
     runtime: Runtime,
     graph: Graph,
-    reference: Reference,
+    questions: Questions,
     batches: list[Batch],
     outputs: list[Outputs],
 ) -> Iterator[str]:
@@ -159,7 +169,7 @@ def check_outputs(
     for batch in tqdm(batches, f"{graph.name} {name}", disable=None, leave=False):
         size = len(batch)
         try:
-            answer = _run(runtime, graph, reference.pixels[batch])
+            answer = runtime(questions.batch(graph, batch))
         except Exception as error:  # a fixed batch, a wrong input name or dtype, ...
             reason = str(error).strip().splitlines() or [type(error).__name__]
             yield f"outputs: batch of {size} can't be run: {reason[-1]}"
@@ -222,21 +232,22 @@ def check_batches(answers: Answers, questions: Questions, row: Row) -> Iterator[
             )
 
 
-def check_concurrency(runtime: Runtime, graph: Graph, reference: Reference) -> Iterator[str]:
+def check_concurrency(runtime: Runtime, graph: Graph, questions: Questions) -> Iterator[str]:
     """Rule 4, second half: calls of mixed sizes at once don't get each other's results.
 
     In a server these meet in dynamic batches, whose outputs it has to split again.
     """
-    ends = np.cumsum(_AT_ONCE)
+    reference = questions.reference
+    sizes = [size for size in _AT_ONCE if size <= graph.max_batch]
     batches = [
         np.arange(end - size, end) % len(reference.pixels)
-        for end, size in zip(ends, _AT_ONCE, strict=True)
+        for end, size in zip(np.cumsum(sizes), sizes, strict=True)
     ]
 
     def call(indices: Batch) -> Outputs:
-        return _run(runtime, graph, reference.pixels[indices])
+        return runtime(questions.batch(graph, indices))
 
-    with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
+    with ThreadPoolExecutor(len(batches)) as pool:
         for indices, outputs in zip(batches, pool.map(call, batches), strict=True):
             for name, error in _beyond_budget(indices, outputs, reference):
                 yield (
@@ -246,11 +257,13 @@ def check_concurrency(runtime: Runtime, graph: Graph, reference: Reference) -> I
                 return
 
 
-def _accuracy(answers: Answers, labels: NDArray[np.uint8]) -> float:
-    """The share of the test images whose first answer is their class."""
+def _accuracy(answers: Answers, classes: NDArray[np.int64] | None) -> float | None:
+    """The share of the samples whose first answer is their class."""
+    if classes is None:
+        return None
     _, first = np.unique(answers.images, return_index=True)
-    classes = answers.outputs["logits"][first].argmax(1)
-    return float((classes[: len(labels)] == labels).mean())
+    predicted = answers.outputs["logits"][first].argmax(1)
+    return float((predicted[: len(classes)] == classes).mean())
 
 
 def _beyond_budget(
@@ -261,18 +274,6 @@ def _beyond_budget(
         error = float(np.abs(found - reference.outputs[name][indices]).max())
         if not error <= reference.budget[name]:  # so that NaN is reported too
             yield name, error
-
-
-def _run(runtime: Runtime, graph: Graph, pixels: NDArray[np.uint8]) -> Outputs:
-    return runtime(graph_input(graph, pixels))
-
-
-def run_all(runtime: Runtime, graph: Graph, pixels: NDArray[np.uint8], description: str) -> Outputs:
-    """The outputs for pixels (N, 28, 28), any N, in the largest batches."""
-    starts = range(0, len(pixels), MAX_BATCH)
-    bar = tqdm(starts, description, disable=None, leave=False)
-    batches = [_run(runtime, graph, pixels[start : start + MAX_BATCH]) for start in bar]
-    return {t.name: np.concatenate([b[t.name] for b in batches]) for t in graph.outputs}
 
 
 HEADER = (
@@ -296,7 +297,7 @@ def table_rows(rows: list[Row]) -> list[tuple[str, ...]]:
             number(row.budget.get("logits")),
             number(row.mean_error.get("logits")),
             str(row.flips),
-            f"{row.accuracy:.4f}",
+            "-" if row.accuracy is None else f"{row.accuracy:.4f}",
             str(row.images),
             f"{row.seconds:.1f}",
         )
@@ -311,7 +312,7 @@ def markdown(rows: list[Row], about: dict[str, Any]) -> str:
         "",
         f"`{about['command']}`, {about['machine']}, {about['versions']}",
         "",
-        f"{about['images']} test images by seed {about['seed']}, and synthetic ones; files judged: "
+        f"{about['images']} samples by seed {about['seed']}, and synthetic ones; files judged: "
         + (", ".join(f"{name} {d[:12]}" for name, d in about["artifacts"].items()) or "none"),
     ]
     lines += ["", table(HEADER, table_rows(rows)), ""]

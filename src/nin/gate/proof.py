@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from nin.contract import GOLDEN_IMAGES, GRAPHS
+from nin.contract import GOLDEN_IMAGES, Contract
 from nin.errors import CheckError
 from nin.export.artifact import read_manifest
-from nin.export.exporting import load_deployable
 from nin.gate.parity import check_parity
-from nin.gate.questions import QUICK, make_questions, seed_of_today
-from nin.gate.runtimes import artifact_of, open_runtime
+from nin.gate.questions import make_questions, quick_plan, seed_of_today
+from nin.gate.runtimes.registry import artifact_of, open_runtime
+from nin.network.build import load_model
+from nin.samples import open_samples
 from nin.terminal import short
-from nin.training.data import load
 
 REPORT = "parity"  # .json, beside the artifacts
 
@@ -19,7 +19,9 @@ REPORT = "parity"  # .json, beside the artifacts
 _RUNTIMES = ("onnxruntime", "torchscript")
 
 
-def prove(artifacts: Path, *, weights: Path, data_dir: Path | None) -> str:
+def prove(
+    contract: Contract, artifacts: Path, *, weights: Path | None, data_dir: Path | None
+) -> str:
     """How the exports are proven: by the gate's report of these very files, or by a quick gate now.
 
     Raises:
@@ -27,7 +29,8 @@ def prove(artifacts: Path, *, weights: Path, data_dir: Path | None) -> str:
         CheckError: the gate is closed.
     """
     entries = read_manifest(artifacts)
-    names = [artifact_of(name, graph) for graph in GRAPHS.values() for name in _RUNTIMES]
+    graphs = contract.graphs.values()
+    names = [artifact_of(name, graph) for graph in graphs for name in _RUNTIMES]
     exported = {(name, entries[name].sha256) for name in names if name in entries}
     path = artifacts / f"{REPORT}.json"
     passed, judged = _read_report(path)
@@ -38,13 +41,13 @@ def prove(artifacts: Path, *, weights: Path, data_dir: Path | None) -> str:
         )
     if len(exported) == len(names) and exported <= judged:
         return "gate"
-    print(f"no report of these exports in {short(path)}, which `python export/verify.py` writes;")
+    print(f"no report of these exports in {short(path)}, which `nin verify` writes;")
     print(
-        f"the quick gate instead: {GOLDEN_IMAGES} test images by seed {seed_of_today()}, "
+        f"the quick gate instead: {GOLDEN_IMAGES} samples by seed {seed_of_today()}, "
         "few batch sizes, no server, no C++",
         flush=True,
     )
-    _pass_quick_gate(artifacts, weights=weights, data_dir=data_dir)
+    _pass_quick_gate(contract.folder, artifacts, weights=weights, data_dir=data_dir)
     return "quick gate"
 
 
@@ -60,19 +63,25 @@ def _read_report(path: Path) -> tuple[bool, set[tuple[str, str]]]:
         return False, set()
 
 
-def _pass_quick_gate(artifacts: Path, *, weights: Path, data_dir: Path | None) -> None:
+def _pass_quick_gate(
+    folder: Path, artifacts: Path, *, weights: Path | None, data_dir: Path | None
+) -> None:
     """Raises CheckError with the reasons where the gate is closed."""
+    model = load_model(folder, weights)
     runtimes = [
-        (name, graph, open_runtime(name, graph, artifacts=artifacts, weights=weights))
-        for graph in GRAPHS.values()
+        (name, graph, open_runtime(name, graph, artifacts=artifacts, model=model))
+        for graph in model.contract.graphs.values()
         for name in _RUNTIMES
     ]
-    pixels, labels = load("test", data_dir)
     questions = make_questions(
-        load_deployable(weights), pixels, labels, count=GOLDEN_IMAGES, seed=seed_of_today()
+        model,
+        open_samples(model.contract, data_dir),
+        count=GOLDEN_IMAGES,
+        seed=seed_of_today(),
     )
     rows = [
-        check_parity(name, runtime, graph, questions, QUICK) for name, graph, runtime in runtimes
+        check_parity(name, runtime, graph, questions, quick_plan(graph.max_batch))
+        for name, graph, runtime in runtimes
     ]
     failures = [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]
     if failures:

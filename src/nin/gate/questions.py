@@ -1,32 +1,43 @@
 """What the gate asks: which images, in which batches, and the answers that are right."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.contract import BATCH_SIZES, GOLDEN_IMAGES, MAX_BATCH
-from nin.gate.reference import Reference, compute_reference
+from nin.contract import GOLDEN_IMAGES, Graph
+from nin.gate.golden import Golden
+from nin.gate.reference import Reference, batch_for, compute_golden, compute_reference
 from nin.gate.synthetic import synthetic_images
-from nin.network.weights import Checkpoint
+from nin.network.build import TrainedModel
+from nin.network.classifier import Preprocess
+from nin.samples import SampleSet
 
 Batch = NDArray[np.intp]  # indices of images
 
-# An export may be wrong for a single one of them: each is asked.
-ALL_SIZES = tuple(range(1, MAX_BATCH + 1))
+_FEW_SIZES = (1, 2, 3, 7, 16)
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Images, test images first, with all that a runtime's answers are held against."""
+    """Images, samples first, with all that a runtime's answers are held against."""
 
     reference: Reference
     names: tuple[str, ...]  # of the images
-    labels: NDArray[np.uint8]  # of the test images
-    golden: Reference  # what every export has to carry
+    samples: int
+    classes: NDArray[np.int64] | None  # of the samples, where they are known
+    labels: tuple[str, ...]  # of the model
+    golden: dict[str, Golden]  # by graph, what every export has to carry
     weights_sha256: str
     seed: int
+    preprocess: Preprocess
+
+    def batch(self, graph: Graph, indices: Batch) -> NDArray[Any]:
+        """These images in the form that `graph` takes."""
+        return batch_for(self.preprocess, graph, self.reference.pixels[indices])
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,10 @@ class Plan:
     turns: int
 
 
-# Where not every size has to be asked.
-QUICK = Plan(BATCH_SIZES, turns=1)
+def quick_plan(max_batch: int) -> Plan:
+    """Where not every size has to be asked."""
+    sizes = {size for size in _FEW_SIZES if size <= max_batch}
+    return Plan(tuple(sorted({*sizes, max_batch})), turns=1)
 
 
 def seed_of_today() -> int:
@@ -46,36 +59,39 @@ def seed_of_today() -> int:
     return int(f"{date.today():%Y%m%d}")
 
 
-def make_questions(
-    checkpoint: Checkpoint,
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    *,
-    count: int,
-    seed: int,
-) -> Questions:
-    """`count` of the test images, chosen by `seed`, and the synthetic ones."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(pixels))[:count])
-    synthetic = synthetic_images(pixels[chosen], seed)
-    images = np.concatenate([pixels[chosen], np.stack(list(synthetic.values()))])
+def make_questions(model: TrainedModel, samples: SampleSet, *, count: int, seed: int) -> Questions:
+    """`count` of the samples, chosen by `seed`, and the synthetic ones."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(samples))[:count])
+    pixels = samples.pixels(chosen)
+    synthetic = synthetic_images(pixels, seed)
+    images = np.concatenate([pixels, np.stack(list(synthetic.values()))])
+    first = samples.pixels(range(min(len(samples), GOLDEN_IMAGES)))
     return Questions(
-        reference=compute_reference(checkpoint.network, images),
-        names=(*(f"test image {i}" for i in chosen), *(f"image `{name}`" for name in synthetic)),
-        labels=labels[chosen],
-        golden=compute_reference(checkpoint.network, pixels[:GOLDEN_IMAGES]),
-        weights_sha256=checkpoint.sha256,
+        reference=compute_reference(model, images),
+        names=(*(f"sample {i}" for i in chosen), *(f"image `{name}`" for name in synthetic)),
+        samples=len(chosen),
+        classes=None if samples.classes is None else samples.classes[chosen],
+        labels=model.contract.labels,
+        golden={
+            name: compute_golden(model, graph, first)
+            for name, graph in model.contract.graphs.items()
+        },
+        weights_sha256=model.weights_sha256,
         seed=seed,
+        preprocess=Preprocess(model.contract),
     )
 
 
-def share_sizes(sharing: int) -> list[Plan]:
-    """Divides the batch sizes among so many runtimes of one file.
+def share_sizes(sharing: int, max_batch: int) -> list[Plan]:
+    """Divides the batch sizes, 1 to `max_batch`, among so many runtimes of one file.
 
-    A batch costs as much as its images do, so each size is asked of one of them only; each is asked
-    for a lone image, and every image of all of them.
+    An export may be wrong for a single size, so each is asked; a batch costs as much as its images
+    do, so each is asked of one of them only. Each is asked for a lone image, and every image of all
+    of them.
     """
     turns = 2 if sharing == 1 else 1
-    shares = (ALL_SIZES[first::sharing] for first in range(sharing))
+    all_sizes: Sequence[int] = range(1, max_batch + 1)
+    shares = (all_sizes[first::sharing] for first in range(sharing))
     return [Plan(tuple(sorted({1, *sizes})), turns) for sizes in shares]
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nin.contract import CONTRACT_FILE, Contract, Graph, load_contract
-from nin.errors import InputError
+from nin.errors import CheckError, InputError, first_line
 from nin.network.classifier import Classifier
 from nin.network.weights import load_weights
 
@@ -23,6 +24,9 @@ _PROBES = 3  # images: enough to see one depend on another
 
 # By how much an answer may change with the batch, relative to the largest logit: rounding.
 _TOLERANCE = 1e-3
+
+# The same in float64 between two ways to compute it.
+_FLOAT64_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class TrainedModel:
     def module(self, graph: Graph) -> nn.Module:
         """What computes `graph`: the network, or the classifier made from it.
 
-        Raises InputError where the folder's own classifier can't be built.
+        Raises InputError where the folder's own classifier can't be built, CheckError where it
+        computes something else than the generic one.
         """
         if graph.name == self.contract.network.name:
             return self.network
@@ -44,7 +49,13 @@ class TrainedModel:
         if own is None:
             return Classifier(self.network, self.contract).eval()
         make = import_object(self.contract.folder, own, "pixels.classifier")
-        return _call(self.contract, "pixels.classifier", own, make, self.network).eval()
+
+        def build(network: nn.Module) -> nn.Module:
+            return _call(self.contract, "pixels.classifier", own, make, network).eval()
+
+        exact = deepcopy(self.network).double()
+        check_classifier(build(exact), Classifier(exact, self.contract).double().eval(), graph)
+        return build(self.network)
 
 
 def load_model(folder: Path, weights: Path | None = None) -> TrainedModel:
@@ -123,6 +134,26 @@ def check_network(network: nn.Module, contract: Contract) -> None:
         )
 
 
+def check_classifier(own: nn.Module, naive: nn.Module, graph: Graph) -> None:
+    """Raises CheckError unless a folder's own classifier computes what the generic one does.
+
+    Args:
+        own, naive: both in float64, so that nothing but rounding may differ.
+    """
+    random = torch.Generator().manual_seed(0)
+    shape = (_PROBES, *graph.input.shape)
+    pixels = torch.randint(256, shape, generator=random, dtype=torch.uint8)
+    with torch.inference_mode():
+        right, logits = (module(pixels)[0] for module in (naive, own))
+    error = float((logits - right).abs().max())
+    if not error <= _FLOAT64_TOLERANCE * float(right.abs().max()):
+        raise CheckError(
+            f"{graph.name}: the folder's own classifier is off by {error:.3g} in float64 from "
+            "scaling, normalising, resizing and the network; mend it, or leave out "
+            "pixels.classifier"
+        )
+
+
 def _check_logits(logits: Any, contract: Contract, where: str) -> None:
     classes = len(contract.labels)
     if not isinstance(logits, Tensor):
@@ -192,5 +223,4 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.contract import LABELS, MAX_BATCH, Graph, Model, Outputs
+from nin.contract import Graph, Model, Outputs
 from nin.errors import InputError
 from nin.export.artifact import Metadata, read_artifact
 from nin.export.torchscript_file import read_torchscript_texts
-from nin.gate.golden import graph_input
 from nin.gate.runtimes.triton import TritonRuntime
+from nin.images import encode_idx
 from nin.paths import CPP_TOOLS
-from nin.training.data import encode_idx
 
 
 def cpp_tools_are_built() -> bool:
@@ -60,7 +59,7 @@ class CppTritonRuntime:
 
 
 def _labels(command: list[str], graph: Graph) -> tuple[str, ...]:
-    black = graph_input(graph, np.zeros((1, 28, 28), np.uint8))
+    black = np.zeros((1, *graph.input.shape), graph.input.dtype)
     return _run(command, graph, black)[1]
 
 
@@ -70,7 +69,14 @@ def _run(command: list[str], graph: Graph, batch: NDArray[Any]) -> tuple[Outputs
     path = CPP_TOOLS / tool
     if not path.is_file():
         raise InputError(f"no {tool} in {CPP_TOOLS}; build it by `make cpp`")
-    batching = ("--batch-size", str(MAX_BATCH), "--top", str(len(LABELS)), "--format", "json")
+    batching = (
+        "--batch-size",
+        str(graph.max_batch),
+        "--top",
+        str(graph.classes),
+        "--format",
+        "json",
+    )
     ended = subprocess.run(  # noqa: S603  our own program
         [path, "-", *options, *batching], input=encode_idx(batch), capture_output=True
     )

@@ -1,30 +1,24 @@
 """Eager PyTorch in float32: the trained network itself, nothing exported."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nin.contract import LABELS, NIN, Graph, Outputs
-from nin.network.classifier import Classifier
+from nin.contract import Graph, Outputs
+from nin.network.build import TrainedModel
 from nin.network.torch_settings import without_tf32
-from nin.network.weights import Checkpoint
-from nin.training.network import NiN
-
-
-def graph_module(network: NiN, graph: Graph) -> nn.Module:
-    """The module that computes `graph`: the network, or the classifier made from it."""
-    return network if graph is NIN else Classifier(network)
 
 
 class EagerRuntime:
-    def __init__(self, checkpoint: Checkpoint, graph: Graph, *, device: str = "cpu") -> None:
-        self.contract = graph.describe()
-        self.labels = LABELS
-        self.weights_sha256 = checkpoint.sha256
+    def __init__(self, model: TrainedModel, graph: Graph, *, device: str = "cpu") -> None:
+        self.contract = graph.signature()
+        self.labels = model.contract.labels
+        self.weights_sha256 = model.weights_sha256
         self.golden = None
-        self._module = graph_module(checkpoint.network, graph).to(device)
+        self._module = deepcopy(model.module(graph)).to(device)
         self._graph = graph
         self._device = device
 
@@ -35,7 +29,7 @@ class EagerRuntime:
 def run_module(module: nn.Module, graph: Graph, batch: NDArray[Any], device: str) -> Outputs:
     """Runs a module, eager or TorchScript, and names its outputs in the contract's order."""
     with torch.inference_mode(), without_tf32():
-        outputs = module(**{graph.input.name: torch.tensor(batch, device=device)})
+        outputs = module(torch.tensor(batch, device=device))
     if isinstance(outputs, torch.Tensor):
         outputs = (outputs,)
     names = [t.name for t in graph.outputs]

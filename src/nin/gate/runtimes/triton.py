@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nin.client import Client, Protocol
-from nin.contract import BATCH, Model, Outputs
-from nin.gate.golden import graph_input
+from nin.contract import BATCH, ENCODED_IMAGE, Graph, Model, Outputs
+from nin.images import encode_png, encoded
 
 SERVER_RUNTIMES: dict[str, Protocol] = {
     "triton-http": "http",
@@ -53,7 +53,7 @@ class TritonRuntime:
         return client
 
     def _describe(self) -> dict[str, Any]:
-        """The contract in the form of Graph.describe(), from what the server says of its model."""
+        """The contract in the form of Graph.signature(), from what the server says of its model."""
 
         def tensor(found: dict[str, Any]) -> dict[str, Any]:
             shape = [int(d) for d in found["shape"]]
@@ -74,9 +74,15 @@ class TritonRuntime:
     def _labels(self) -> tuple[str, ...]:
         """The server's labels, by its classification extension on a black image."""
         graph = self._model.graph
-        black = {graph.input.name: graph_input(graph, np.zeros((1, 28, 28), np.uint8))}
+        black = {graph.input.name: _black_image(graph)}
         output = graph.outputs[-1]
         found = self._client.classes(
             self._model.name, black, top=output.shape[0], output=output.name
         )[0]
         return tuple(prediction.label for prediction in sorted(found, key=lambda p: p.index))
+
+
+def _black_image(graph: Graph) -> NDArray[Any]:
+    if graph.input == ENCODED_IMAGE:
+        return encoded([encode_png(np.zeros((32, 32), np.uint8))])
+    return np.zeros((1, *graph.input.shape), graph.input.dtype)
