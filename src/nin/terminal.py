@@ -96,16 +96,6 @@ def parser(docstring: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=docstring, formatter_class=Formatter)
 
 
-def add_input_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every script that reads weights and images."""
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the trained network")
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        help="folder with Fashion-MNIST's IDX files, if not one of the usual places",
-    )
-
-
 def image_count(text: str) -> int | None:
     """An option's value as a number of test images, None for all of them."""
     if text == "all":

@@ -19,8 +19,8 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 _HOW_TO_GET = (
     "install Debian's package dataset-fashion-mnist, or fetch it with "
-    "`python -c 'from nin.training.data import download; download()'`; both are found without --data-dir "
-    "and FASHION_MNIST_DIR"
+    "`python -c 'from nin.training.data import download; download()'`; both are found without "
+    "--data-dir and FASHION_MNIST_DIR"
 )
 
 # SHA-256 of the decompressed content: the gzip files differ from one distributor to the next.
