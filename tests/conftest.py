@@ -31,7 +31,7 @@ from nin.paths import CPP_TOOLS, NIN, ROOT
 from nin.serve.repository import publish
 from nin.serve.server import PORTS, Server, find_tritonserver, serve
 from nin.training.data import load
-from tests.models import make_small_resnet18
+from tests.models import make_lenet, make_small_resnet18
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -131,6 +131,15 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with made_once(tmp_path_factory, "resnet18") as (folder, filled):
         if not filled:
             make_small_resnet18(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of a small grey network, which is exported in a second."""
+    with made_once(tmp_path_factory, "lenet") as (folder, filled):
+        if not filled:
+            make_lenet(folder)
     return folder
 
 

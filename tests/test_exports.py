@@ -47,11 +47,6 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def copy(artifacts: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(artifacts, tmp_path / "artifacts"))
-
-
 # What is written
 
 
@@ -136,24 +131,28 @@ def test_nothing_of_the_exporting_machine_is_inside(name: str, artifacts: Path) 
 # Options
 
 
-def test_replaces_an_earlier_export(copy: Path, script: Script) -> None:
-    before = (copy / "nin.onnx").stat().st_ino
-    ended = script(SCRIPTS["onnx"], "--output", copy, "--graph", "nin", "--opset", 20)
+def test_replaces_an_earlier_export(lenet: Path, tmp_path: Path, script: Script) -> None:
+    options = ("--model", lenet, "--output", tmp_path)
+    assert script(SCRIPTS["onnx"], *options).code == 0
+    before = (tmp_path / "lenet.onnx").stat().st_ino
+    ended = script(SCRIPTS["onnx"], *options, "--graph", "lenet", "--opset", 20)
     assert ended.code == 0
     assert "opset 20, IR 9, golden vectors replayed" in ended.out
-    assert (copy / "nin.onnx").stat().st_ino != before
-    assert read_manifest(copy)["nin.onnx"].opset == 20
-    assert read_manifest(copy)["fashion_mnist.onnx"].opset == 18
-    assert files(copy) == [*NAMES[:2], "manifest.json", *NAMES[2:]]
+    assert (tmp_path / "lenet.onnx").stat().st_ino != before
+    assert read_manifest(tmp_path)["lenet.onnx"].opset == 20
+    assert read_manifest(tmp_path)["small.onnx"].opset == 18
+    assert files(tmp_path) == ["lenet.onnx", "manifest.json", "small.onnx"]
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_exports_are_the_same_to_the_byte_but_for_names(
-    kind: str, artifacts: Path, tmp_path: Path, script: Script
+    kind: str, lenet: Path, tmp_path: Path, script: Script
 ) -> None:
-    assert script(SCRIPTS[kind], "--output", tmp_path).code == 0
-    for graph in GRAPHS:
-        ours, theirs = ((f / f"{graph}.{kind}").read_bytes() for f in (artifacts, tmp_path))
+    for name in "ab":
+        options = ("--model", lenet, "--output", tmp_path / name)
+        assert script(SCRIPTS[kind], *options).code == 0
+    for graph in ("lenet", "small"):
+        ours, theirs = ((tmp_path / f / f"{graph}.{kind}").read_bytes() for f in "ab")
         assert len(ours) == pytest.approx(len(theirs), abs=256)
         if kind == "onnx":
             assert ours == theirs
@@ -174,16 +173,19 @@ def test_every_known_release_gets_an_opset_it_loads() -> None:
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-def test_every_opset_exports(opset: int, tmp_path: Path, script: Script) -> None:
-    ended = script(SCRIPTS["onnx"], "--output", tmp_path, "--opset", opset)
+def test_every_opset_exports(opset: int, lenet: Path, tmp_path: Path, script: Script) -> None:
+    options = ("--model", lenet, "--graph", "small", "--output", tmp_path, "--opset", opset)
+    ended = script(SCRIPTS["onnx"], *options)
     assert (ended.code, ended.err) == (0, "")
     assert f"opset {opset}" in ended.out
 
 
-def test_torchscript_for_a_release_says_its_torch(tmp_path: Path, script: Script) -> None:
-    options = ("--output", tmp_path, "--graph", "nin", "--target-triton", "24.10")
+def test_torchscript_for_a_release_says_its_torch(
+    lenet: Path, tmp_path: Path, script: Script
+) -> None:
+    options = ("--model", lenet, "--output", tmp_path, "--target-triton", "24.10")
     out = script(SCRIPTS["pt"], *options).out
-    assert "nin.pt: Triton 24.10 carries torch 2.5, which has all its operators" in out
+    assert "small.pt: Triton 24.10 carries torch 2.5, which has all its operators" in out
 
 
 def test_operators_that_an_older_torch_lacks_are_named(tmp_path: Path) -> None:
@@ -286,16 +288,16 @@ def test_refuses_a_folder_it_cannot_write_to(kind: str, tmp_path: Path, script: 
 @pytest.mark.parametrize("content", [b"mine", b"", b"PK\x03\x04 mine"])
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_overwrites_a_foreign_file_only_with_force(
-    kind: str, content: bytes, tmp_path: Path, script: Script
+    kind: str, content: bytes, lenet: Path, tmp_path: Path, script: Script
 ) -> None:
-    path = tmp_path / f"fashion_mnist.{kind}"
+    path = tmp_path / f"small.{kind}"
     path.write_bytes(content)
-    ended = script(SCRIPTS[kind], "--output", tmp_path)
+    ended = script(SCRIPTS[kind], "--model", lenet, "--output", tmp_path)
     assert ended.code == 2
     assert f"{path.name} exists and isn't a whole export of this project" in ended.err
     assert files(tmp_path) == [path.name]  # the other graph isn't exported either
     assert path.read_bytes() == content
-    options = ("--graph", "fashion_mnist", "--force")
+    options = ("--model", lenet, "--graph", "small", "--force")
     assert script(SCRIPTS[kind], "--output", tmp_path, *options).code == 0
     assert read_manifest(tmp_path)[path.name].size == path.stat().st_size
 
@@ -321,20 +323,22 @@ def test_refuses_a_foreign_onnx_model(tmp_path: Path, script: Script) -> None:
     assert onnx.load(tmp_path / "nin.onnx") == model
 
 
-def test_a_foreign_manifest_is_kept_without_force(tmp_path: Path, script: Script) -> None:
+def test_a_foreign_manifest_is_kept_without_force(
+    lenet: Path, tmp_path: Path, script: Script
+) -> None:
     (tmp_path / "manifest.json").write_text('{"name": "my web app"}')
-    ended = script(SCRIPTS["onnx"], "--output", tmp_path, "--graph", "nin")
+    options = ("--model", lenet, "--output", tmp_path, "--graph", "lenet")
+    ended = script(SCRIPTS["onnx"], *options)
     assert ended.code == 2
     assert "isn't a manifest of this project" in ended.err
     assert files(tmp_path) == ["manifest.json"]
-    options = ("--graph", "nin", "--force")
-    assert script(SCRIPTS["onnx"], "--output", tmp_path, *options).code == 0
-    assert sorted(read_manifest(tmp_path)) == ["nin.onnx"]
+    assert script(SCRIPTS["onnx"], *options, "--force").code == 0
+    assert sorted(read_manifest(tmp_path)) == ["lenet.onnx"]
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_an_export_that_fails_its_golden_vectors_is_not_published(
-    kind: str, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+    kind: str, lenet: Path, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exported module is broken after the reference was computed."""
     make = TrainedModel.module
@@ -346,7 +350,7 @@ def test_an_export_that_fails_its_golden_vectors_is_not_published(
         return module
 
     monkeypatch.setattr(TrainedModel, "module", broken)
-    ended = script(SCRIPTS[kind], "--output", tmp_path)
+    ended = script(SCRIPTS[kind], "--model", lenet, "--output", tmp_path)
     assert ended.code == 1
     assert "is not published: golden vectors: logits is off by" in ended.err
     assert files(tmp_path) == []
@@ -354,9 +358,12 @@ def test_an_export_that_fails_its_golden_vectors_is_not_published(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("kind", SCRIPTS)
-def test_an_interrupt_leaves_no_partial_file(kind: str, number: int, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_partial_file(
+    kind: str, number: int, resnet18: Path, tmp_path: Path
+) -> None:
     """The signal comes while the temporary file is there: the worst moment."""
     command = [sys.executable, str(ROOT / SCRIPTS[kind]), "--output", str(tmp_path)]
+    command += ["--model", str(resnet18)]  # large files, small images
     # a background shell ignores SIGINT and would hand that down
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
@@ -369,7 +376,7 @@ def test_an_interrupt_leaves_no_partial_file(kind: str, number: int, tmp_path: P
     assert "Traceback" not in err
     assert not list(tmp_path.glob(".*.tmp"))
     complete = [name for name in files(tmp_path) if name != "manifest.json"]
-    assert complete in ([], [f"nin.{kind}"])
+    assert complete in ([], [f"resnet18.{kind}"])
 
 
 def test_largest_batch_runs_in_plain_onnxruntime(
@@ -382,3 +389,24 @@ def test_largest_batch_runs_in_plain_onnxruntime(
         logits, probabilities = session.run(None, {"pixels": pixels[:size]})
         assert logits.shape == probabilities.shape == (size, 10)
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition", "message"),
+    [
+        ("onnx", "x.sum().item() > 9", "lenet can't be exported to ONNX: Could not guard on data"),
+        ("pt", "torch.jit.is_tracing()", "lenet can't be traced for TorchScript: "),
+    ],
+)
+def test_a_network_that_can_not_be_exported_says_why(
+    kind: str, condition: str, message: str, lenet: Path, tmp_path: Path, script: Script
+) -> None:
+    folder = Path(shutil.copytree(lenet, tmp_path / "model"))
+    code = (folder / "net.py").read_text()
+    signature = "    def forward(self, x):\n"
+    branching = f"{signature}        if {condition}:\n            return x.numpy()\n"
+    (folder / "net.py").write_text(code.replace(signature, branching))
+    ended = script(SCRIPTS[kind], "--model", folder, "--output", tmp_path / "out")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert message in ended.err
+    assert files(tmp_path / "out") == []

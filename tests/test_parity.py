@@ -51,22 +51,19 @@ QUICK = quick_plan(MAX_BATCH)
 VERIFY = "export/verify.py"
 
 
-@pytest.mark.slow
 def test_every_artifact_in_every_runtime_passes(
-    artifacts: Path, tmp_path: Path, script: Script
-) -> None:
-    """On 100 images, in process; tests/test_demo.py has all runtimes on 16 in the default run."""
-    options = ("--images", 100, "--seed", 1, "--runtimes", *available_runtimes())
-    ended = script(VERIFY, "--artifacts", artifacts, "--report", tmp_path / "report.json", *options)
+    artifacts: Path, cpp_build: Path, embedded: None, tmp_path: Path, script: Script,
+    few_sizes: None,
+) -> None:  # fmt: skip
+    """Of the built-in model, served too; with every batch size in the slow test below."""
+    options = ("--artifacts", artifacts, "--images", 16, "--report", tmp_path / "report.json")
+    ended = script(VERIFY, *options, "--seed", 1)
     assert (ended.code, ended.err) == (0, "")
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["passed"]
-    found = [(row["graph"], row["runtime"]) for row in data["rows"]]
-    assert found == [(graph, runtime) for graph in GRAPHS for runtime in available_runtimes()]
+    assert len(data["rows"]) == 8 + 4 * 3 + 2
     for row in data["rows"]:
-        assert row["images"] == 100
-        assert row["flips"] == 0
-        assert row["accuracy"] > 0.92
+        assert (row["images"], row["flips"], row["accuracy"]) == (16, 0, 1.0)
         for name, budget in row["budget"].items():
             assert 0 <= row["mean_error"][name] <= row["max_error"][name] <= budget < 1e-3
     for text in (ended.out, (tmp_path / "report.md").read_text()):
