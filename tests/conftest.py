@@ -135,6 +135,15 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of a small grey network, which is exported in a second."""
+    with made_once(tmp_path_factory, "lenet") as (folder, filled):
+        if not filled:
+            make_lenet(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def resnet18_artifacts(resnet18: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with made_once(tmp_path_factory, "resnet18_artifacts") as (folder, filled):
         if not filled:

@@ -1,5 +1,7 @@
 """Writes a graph as one self-contained ONNX file."""
 
+import io
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from typing import Any
 
@@ -63,7 +65,8 @@ def export_onnx(
         CheckError: the model isn't valid ONNX, or doesn't have the graph's inputs and outputs.
     """
     try:
-        with ignore_deprecations():
+        # torch writes half a graph there before it raises its reason
+        with ignore_deprecations(), redirect_stderr(io.StringIO()):
             program = torch.onnx.export(
                 module,
                 (example,),
