@@ -22,6 +22,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nin.commands import main
 from nin.contract import Contract
 from nin.errors import InputError
 from nin.export.artifact import read_manifest, write_manifest
@@ -85,6 +86,21 @@ def script(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         capfd.readouterr()
         code = run_script(monkeypatch, path, *options)
         return Ended(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def nin(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Runs the console program in this process: `nin("init", folder, ...)`."""
+
+    def run(*options: object) -> Ended:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["nin", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capfd.readouterr())
 
     return run
 

@@ -21,9 +21,11 @@ class Published:
     arguments: str  # without which the network isn't that of the weights, as in a table of TOML
 
 
-# Their published weights expect another scale than the mean and std that torchvision tells.
-_ADAPTED = "transform_input = true, aux_logits = false, init_weights = false"
-_ARGUMENTS = {"googlenet": _ADAPTED, "inception_v3": _ADAPTED}
+# What torchvision passes on itself with weights: these expect another scale than its mean and std.
+_ARGUMENTS = {
+    "googlenet": "transform_input = true, aux_logits = false, init_weights = false",
+    "inception_v3": "transform_input = true, init_weights = false",
+}
 
 
 def find_published(build: str) -> Published | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ std = {std}
 {no_pixels}[pixels]
 {no_pixels}height = {pixels_height}
 {no_pixels}width = {pixels_width}
-{no_pixels}resize = "bilinear"               # within the artifact, to the image's size
+{no_pixels}resize = "bilinear"{pad}# within the artifact, to the image's size
 
 [files]                             # how a PNG or JPEG file becomes pixels
 mode = {mode}
@@ -115,7 +116,8 @@ def start_folder(folder: Path, source: Source) -> Started:
         }
         _write_labels(new, source, published, started)
         if not source.weights:
-            started.weights_command = _weights_command(folder / _WEIGHTS, published, arguments)
+            fetched = None if source.arguments else published
+            started.weights_command = _weights_command(folder / _WEIGHTS, fetched)
         text = _TEMPLATE.format_map(entries).replace("{  }", "{}")
         (new / CONTRACT_FILE).write_text(text, encoding="utf-8")
         open_samples(load_contract(new), source.samples)
@@ -217,14 +219,13 @@ def _write_weights(new: Path, source: Source, network: nn.Module, started: Start
     return source.weights.name
 
 
-def _weights_command(path: Path, published: Published | None, arguments: str) -> str:
-    """What writes the weights: runnable for published ones, else to be completed."""
+def _weights_command(path: Path, published: Published | None) -> str:
+    """What writes the weights: a whole command for published ones, else a line of Python."""
     if published is None:
-        return f"safetensors.torch.save_file(network.state_dict(), '{path}')"
-    options = "".join(f", {name}={value!r}" for name, value in parse_arguments(arguments).items())
-    network = f"torchvision.models.{published.name}(weights='DEFAULT'{options})"
-    save = f"safetensors.torch.save_file({network}.state_dict(), '{path}')"
-    return f'python -c "import safetensors.torch, torchvision; {save}"'
+        return f"safetensors.torch.save_file(network.state_dict(), {str(path)!r})"
+    network = f"torchvision.models.{published.name}(weights='DEFAULT')"
+    save = f"safetensors.torch.save_file({network}.state_dict(), {str(path)!r})"
+    return f"python -c {shlex.quote(f'import safetensors.torch, torchvision; {save}')}"
 
 
 def _write_samples(
@@ -318,6 +319,7 @@ def _pixels(network: Discovered, sent: Size | None) -> dict[str, str]:
     height, width = sent if sent and smaller else size
     return {
         "no_pixels": "" if smaller else "# ",
+        "pad": " " * (17 if smaller else 15),
         "pixels_height": str(height),
         "pixels_width": str(width),
     }
