@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from nin.commands import main
-from nin.contract import Contract
+from nin.contract import Contract, load_contract
 from nin.errors import InputError
 from nin.export.artifact import read_manifest, write_manifest
 from nin.gate.reference import Reference, compute_reference
@@ -32,7 +32,7 @@ from nin.paths import CPP_TOOLS, NIN, ROOT
 from nin.serve.repository import publish
 from nin.serve.server import PORTS, Server, find_tritonserver, serve
 from nin.training.data import load
-from tests.models import make_small_resnet18
+from tests.models import make_lenet, make_small_resnet18
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -155,6 +155,33 @@ def resnet18_artifacts(resnet18: Path, tmp_path_factory: pytest.TempPathFactory)
     with made_once(tmp_path_factory, "resnet18_artifacts") as (folder, filled):
         if not filled:
             export(resnet18, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet(tmp_path_factory: pytest.TempPathFactory) -> Contract:
+    """A third model: grey, small, and quick to export and to publish."""
+    with made_once(tmp_path_factory, "lenet") as (folder, filled):
+        if not filled:
+            make_lenet(folder)
+    return load_contract(folder)
+
+
+@pytest.fixture(scope="session")
+def lenet_artifacts(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with made_once(tmp_path_factory, "lenet_artifacts") as (folder, filled):
+        if not filled:
+            export(lenet.folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet_repository(
+    lenet: Contract, lenet_artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model repository with its version 1; tests that change it make their own."""
+    folder = tmp_path_factory.mktemp("repository") / "model_repository"
+    publish(lenet, lenet_artifacts, folder)
     return folder
 
 
