@@ -179,7 +179,7 @@ def test_the_server_tells_what_a_classifier_takes(
 
 @protocols
 @pytest.mark.parametrize(
-    ("pixels", "top", "model", "message"),
+    ("images", "top", "name", "message"),
     [
         (np.zeros((1, 28, 28), np.float32), 1, None, r"are float32 \(1, 28, 28\), .*uint8 \(N, 28"),
         (np.zeros((28, 28), np.uint8), 1, None, r"are uint8 \(28, 28\), fashion_mnist expects"),
@@ -192,18 +192,18 @@ def test_the_server_tells_what_a_classifier_takes(
     ],
 )
 def test_what_a_model_does_not_take_is_refused(
-    server: Server, protocol: Protocol, pixels: Pixels, top: int, model: str | None, message: str
+    server: Server, protocol: Protocol, images: Pixels, top: int, name: str | None, message: str
 ) -> None:
     async def ask(url: str) -> None:
         async with AsyncClient(url, protocol=protocol) as client:
-            await client.classify(pixels, top=top, model=model)
+            await client.classify(images, top=top, model=name)
 
     url = getattr(server, protocol)
     with (
         Client(url, protocol=protocol) as client,
         pytest.raises(InputError, match=message),
     ):
-        client.classify(pixels, top=top, model=model)
+        client.classify(images, top=top, model=name)
     with pytest.raises(InputError, match=message):
         asyncio.run(ask(url))
 
