@@ -447,7 +447,7 @@ def classes(*texts: str, status: int = 200, images: int | None = None) -> bytes:
     """Triton's answer to a request for classes, an image for each text if nothing else is said."""
     shape = [images or len(texts), len(texts) // (images or len(texts))]
     data = serialize_byte_tensor(np.array(texts, object)).item()
-    output = {"name": "probabilities", "datatype": "BYTES", "shape": shape}
+    output: dict[str, object] = {"name": "probabilities", "datatype": "BYTES", "shape": shape}
     output["parameters"] = {"binary_data_size": len(data)}
     head = json.dumps({"model_name": "m", "model_version": "1", "outputs": [output]}).encode()
     answer = http_answer(f"{status} Any", head + data)

@@ -34,7 +34,7 @@ def test_a_commands_help_begins_with_commands_to_type(nin: Script, name: str) ->
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"usage: nin {name} ")
     assert f"\nnin {name} " in ended.out
-    assert importlib.import_module(f"nin.commands.{name}").__doc__ in ended.out
+    assert str(importlib.import_module(f"nin.commands.{name}").__doc__) in ended.out
 
 
 def test_mistakes(nin: Script) -> None:
