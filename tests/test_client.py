@@ -414,6 +414,7 @@ class Fakes(ThreadingHTTPServer):
     def handler() -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             server: Fakes
+            protocol_version = "HTTP/1.1"  # connections stay open
 
             def do_GET(self) -> None:
                 self.wfile.write(self.server.describe(self.path))
