@@ -22,7 +22,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nin.contract import Contract
+from nin.commands import main
+from nin.contract import Contract, load_contract
 from nin.errors import InputError
 from nin.export.artifact import read_manifest, write_manifest
 from nin.gate.reference import Reference, compute_reference
@@ -89,6 +90,21 @@ def script(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
+@pytest.fixture
+def nin(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Runs the console program in this process: `nin("init", folder, ...)`."""
+
+    def run(*options: object) -> Ended:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["nin", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capfd.readouterr())
+
+    return run
+
+
 def run_script(monkeypatch: pytest.MonkeyPatch, path: str, *options: object) -> int:
     monkeypatch.setattr(sys, "argv", [path, *map(str, options)])
     with pytest.raises(SystemExit) as ended:
@@ -148,6 +164,33 @@ def resnet18_artifacts(resnet18: Path, tmp_path_factory: pytest.TempPathFactory)
     with made_once(tmp_path_factory, "resnet18_artifacts") as (folder, filled):
         if not filled:
             export(resnet18, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet(tmp_path_factory: pytest.TempPathFactory) -> Contract:
+    """A third model: grey, small, and quick to export and to publish."""
+    with made_once(tmp_path_factory, "lenet") as (folder, filled):
+        if not filled:
+            make_lenet(folder)
+    return load_contract(folder)
+
+
+@pytest.fixture(scope="session")
+def lenet_artifacts(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with made_once(tmp_path_factory, "lenet_artifacts") as (folder, filled):
+        if not filled:
+            export(lenet.folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet_repository(
+    lenet: Contract, lenet_artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model repository with its version 1; tests that change it make their own."""
+    folder = tmp_path_factory.mktemp("repository") / "model_repository"
+    publish(lenet, lenet_artifacts, folder)
     return folder
 
 

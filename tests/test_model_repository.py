@@ -22,19 +22,12 @@ from nin.network.torch_settings import ignore_deprecations
 from nin.paths import MODEL_REPOSITORY, NIN
 from nin.serve import configs
 from nin.serve.configs import COMMITTED, Layout, config_text, layout_for, model_files, parse
-from tests.models import LABELS, make_lenet
+from tests.models import LABELS
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "object": "TYPE_STRING"}
 
 BUILT_IN = load_contract(NIN)
 published = pytest.mark.parametrize("model", BUILT_IN.published, ids=lambda m: m.name)
-
-
-@pytest.fixture(scope="module")
-def lenet(tmp_path_factory: pytest.TempPathFactory) -> Contract:
-    folder = tmp_path_factory.mktemp("lenet")
-    make_lenet(folder)
-    return load_contract(folder)
 
 
 @pytest.fixture(params=["built-in", "resnet18", "lenet"])

@@ -87,9 +87,16 @@ def build_network(contract: Contract) -> nn.Module:
 
 
 def import_object(folder: Path, name: str, key: str) -> Callable[..., Any]:
-    """What FILE.py:NAME, relative to the folder, or MODULE:NAME names. Raises InputError."""
+    """What a key of a folder's contract names, as `resolve`. Raises InputError."""
+    return resolve(folder, name, f"{folder / CONTRACT_FILE}: {key} = {name!r}")
+
+
+def resolve(folder: Path, name: str, context: str) -> Callable[..., Any]:
+    """What FILE.py:NAME, relative to the folder, or MODULE:NAME names.
+
+    Raises InputError that begins with the context.
+    """
     where, _, attributes = name.partition(":")
-    context = f"{folder / CONTRACT_FILE}: {key} = {name!r}"
     try:
         with _importable(folder):
             is_file = where.endswith(".py")
@@ -180,10 +187,16 @@ def _check_logits(logits: Any, contract: Contract, where: str) -> None:
 def _call(
     contract: Contract, key: str, name: str, make: Callable[..., Any], *args: Any, **options: Any
 ) -> nn.Module:
-    """Raises InputError where what was made isn't a module."""
     context = f"{contract.folder / CONTRACT_FILE}: {key} = {name!r}"
+    return make_module(contract.folder, context, make, *args, **options)
+
+
+def make_module(
+    folder: Path, context: str, make: Callable[..., Any], *args: Any, **options: Any
+) -> nn.Module:
+    """Raises InputError that begins with the context where what was made isn't a module."""
     try:
-        with _importable(contract.folder):
+        with _importable(folder):
             module = make(*args, **options)
     except Exception as error:  # it is the user's code
         raise InputError(f"{context} can't be built: {_reason(error)}") from error
