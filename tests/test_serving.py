@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -24,15 +25,18 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from nin.client import URLS, Client, Protocol
-from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MODELS, NIN, Model
+from nin.contract import Model, load_contract
 from nin.errors import ServerError
 from nin.gate.parity import check_concurrency
 from nin.gate.reference import Reference
 from nin.gate.runtimes.triton import TritonRuntime
 from nin.images import encode_png, encoded
+from nin.paths import NIN
 from nin.serve.server import Server
 
 Pixels = NDArray[np.uint8]
+CONTRACT = load_contract(NIN)
+CLASSIFIER, ENSEMBLE, DECODER = CONTRACT.name, CONTRACT.ensemble.name, CONTRACT.decoder.name
 protocols = pytest.mark.parametrize("protocol", list(URLS))
 
 
@@ -52,8 +56,8 @@ def unharmed(server: Server, pixels: Pixels, reference: Reference) -> Iterator[N
     yield
     with connect(server, "http") as client:
         for model, batch in (
-            (FASHION_MNIST.name, {"pixels": pixels[:2]}),
-            (FASHION_MNIST_IMAGE.name, {"encoded_image": png(*pixels[:2])}),
+            (CLASSIFIER, {"pixels": pixels[:2]}),
+            (ENSEMBLE, {"encoded_image": png(*pixels[:2])}),
         ):
             assert_right(client.infer(model, batch)["logits"], reference, [0, 1])
     for path in ("ready", "live"):
@@ -88,23 +92,24 @@ def png(*images: Pixels) -> NDArray[Any]:
 
 def test_the_gate_asks_the_server_for_contract_and_labels(server: Server) -> None:
     """A runtime of another model's graph is refused by what the server says of itself."""
-    nin_onnx, *_ = MODELS
-    wrong = Model(nin_onnx.name, FASHION_MNIST, nin_onnx.backend)
+    nin_onnx, *_ = CONTRACT.models
+    wrong = Model(nin_onnx.name, CONTRACT.classifier_graph, nin_onnx.backend)
     with pytest.raises(ServerError, match="unexpected inference output 'probabilities'"):
         TritonRuntime(server.http, wrong, None, protocol="http")
     found = TritonRuntime(server.http, nin_onnx, None, protocol="http")
-    assert found.contract == NIN.describe()
+    assert found.contract == CONTRACT.network_graph.signature()
     assert found.labels[0] == "T-shirt/top"
 
 
 def test_requests_at_the_same_time_share_batches_and_get_their_own_answers(
     server: Server, reference: Reference, client: Client
 ) -> None:
-    before = client.statistics(FASHION_MNIST.name)
-    model = next(m for m in MODELS if m.name == FASHION_MNIST.name)
+    questions: Any = SimpleNamespace(reference=reference, batch=lambda _, i: reference.pixels[i])
+    before = client.statistics(CLASSIFIER)
+    model = next(m for m in CONTRACT.models if m.name == CLASSIFIER)
     runtime = TritonRuntime(server.grpc, model, None, protocol="grpc")
-    assert list(check_concurrency(runtime, model.graph, reference)) == []
-    after = client.statistics(FASHION_MNIST.name)
+    assert list(check_concurrency(runtime, model.graph, questions)) == []
+    after = client.statistics(CLASSIFIER)
     executions = after["execution_count"] - before["execution_count"]
     requests = after["inference_stats"]["success"]["count"]
     requests -= before["inference_stats"]["success"]["count"]
@@ -114,21 +119,21 @@ def test_requests_at_the_same_time_share_batches_and_get_their_own_answers(
 def test_a_batch_of_files_is_decoded_and_classified_like_its_pixels(
     client: Client, pixels: Pixels
 ) -> None:
-    files = client.infer(FASHION_MNIST_IMAGE.name, {"encoded_image": png(*pixels[:7])})
-    direct = client.infer(FASHION_MNIST.name, {"pixels": pixels[:7]})
+    files = client.infer(ENSEMBLE, {"encoded_image": png(*pixels[:7])})
+    direct = client.infer(CLASSIFIER, {"pixels": pixels[:7]})
     np.testing.assert_allclose(files["logits"], direct["logits"], rtol=0, atol=1e-5)
-    decoded = client.infer(DECODE_IMAGE.name, {"encoded_image": png(*pixels[:7])})["pixels"]
+    decoded = client.infer(DECODER, {"encoded_image": png(*pixels[:7])})["pixels"]
     np.testing.assert_array_equal(decoded, pixels[:7])
 
 
-# --- conversions of images, as model_repository/decode_image/1/model.py documents them ---
+# --- conversions of images, as nin.decoder documents them ---
 
 
 def decode(client: Client, image: Image.Image, kind: str = "PNG", **options: Any) -> Pixels:
     file = io.BytesIO()
     image.save(file, kind, **options)
     inputs = {"encoded_image": encoded([file.getvalue()])}
-    found: Pixels = client.infer(DECODE_IMAGE.name, inputs)["pixels"][0]
+    found: Pixels = client.infer(DECODER, inputs)["pixels"][0]
     return found
 
 
@@ -216,7 +221,7 @@ def gif() -> bytes:
 
 
 @protocols
-@pytest.mark.parametrize("model", [DECODE_IMAGE.name, FASHION_MNIST_IMAGE.name])
+@pytest.mark.parametrize("model", [DECODER, ENSEMBLE])
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -292,7 +297,7 @@ def test_wrong_requests_are_refused_with_the_reason(
 
 
 def post(
-    server: Server, body: bytes, *, header: int | None = None, model: str = FASHION_MNIST.name
+    server: Server, body: bytes, *, header: int | None = None, model: str = CLASSIFIER
 ) -> tuple[int, str]:
     headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
     with closing(http.client.HTTPConnection(server.http, timeout=30)) as connection:
@@ -490,6 +495,6 @@ def test_metrics_count_requests_and_queue_time(
 
 
 def test_every_model_says_that_it_is_ready(server: Server) -> None:
-    for model in MODELS:
+    for model in CONTRACT.models:
         assert get(server.http, f"/v2/models/{model.name}/ready")[0] == 200
         assert get(server.http, f"/v2/models/{model.name}/versions/2/ready")[0] == 400
