@@ -181,9 +181,13 @@ TritonClient::Impl::Impl(const TritonOptions& options)
 /// The only M that is ready together with an M_image, which decodes files for it.
 std::string TritonClient::Impl::find_model() {
   const Answer answer = connection.post("/v2/repository/index", R"({"ready":true})");
+  const std::string status = std::to_string(answer.status);
+  if (answer.status >= 400 && answer.status < 500) {  // servers may restrict it
+    connection.fail("doesn't list its models, HTTP " + status + ": " + reason_of(answer.body) +
+                    "; name the model");
+  }
   if (answer.status != 200) {
-    connection.fail("doesn't list its models, HTTP " + std::to_string(answer.status) + ": " +
-                    reason_of(answer.body) + "; name the model");
+    connection.fail("answers with HTTP " + status + ": " + reason_of(answer.body));
   }
   const std::vector<std::string> ready = readable([&] { return ready_models(answer.body); });
   std::vector<std::string> found;

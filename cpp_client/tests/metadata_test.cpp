@@ -150,7 +150,8 @@ TEST(Metadata, EveryTextIsNeeded) {
 }
 
 TEST(Metadata, AContractThatMakesNoSenseIsRefused) {
-  for (const char* place : {"/input/name", "/input/dtype", "/input/shape", "/outputs/1/name",
+  EXPECT_NE(error_with("contract", "/input/name", ""), "");
+  for (const char* place : {"/input/dtype", "/input/shape", "/outputs/1/name",
                             "/outputs/0/dtype", "/max_batch", "/kind", "/files/mode", "/files"}) {
     EXPECT_NE(error_with("contract", place, "other"), "") << place;
     EXPECT_NE(error_with("contract", place, nullptr), "") << place;
@@ -215,7 +216,7 @@ TEST(Metadata, DamagedGoldenVectorsAreRefused) {
   expect_part(error_with("golden", "/budget/logits", -1), "its budget for logits is -1");
   expect_part(error_with("golden", "/outputs/logits", base64(std::vector{1.0})),
               "its golden logits have 12 characters of base64, expected 24 for 16 bytes");
-  expect_part(error_with("golden", "/outputs/logits", base64(std::vector{1.0, NAN})),
+  expect_part(error_with("golden", "/outputs/logits", base64(std::vector<double>{1.0, NAN})),
               "its golden logits aren't finite numbers");
   EXPECT_NE(error_with("golden", "/outputs/logits", {1.0, 2.0}), "");
 }
