@@ -373,7 +373,7 @@ def test_the_labels_of_many_classes(nin_triton: Run, fake: FakeServer, images: P
         metadata() | {"outputs": [tensor(n, "FP32", [-1, count]) for n in NAMES]}
     )
     server.answers["labels"] = labels(texts)
-    server.answers["infer"] = binary(outputs, np.eye(2, count, 77, "<f4").tobytes())
+    server.answers["infer"] = binary(outputs, 2 * np.eye(1, count, 77, "<f4").tobytes())
     options = ("--url", server.url, "--limit", 1, "--format", "csv")
     assert b",77,\"class 77, with" in nin_triton(images, *options).out
 

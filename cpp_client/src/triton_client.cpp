@@ -227,9 +227,8 @@ void TritonClient::Impl::read_contract(const json& metadata) {
   }
   info.input = *input;
   outputs = output_names(info.input);
-  const std::size_t classes = readable([&] {
-    return to_size(named(metadata.at("outputs"), outputs.front()).at("shape").at(1));
-  });
+  const std::size_t classes = readable(
+      [&] { return to_size(named(metadata.at("outputs"), outputs.front()).at("shape").at(1)); });
   for (const std::string& name : outputs) {
     const std::string expected = name + " FP32 [-1," + std::to_string(classes) + "]";
     const std::string found =

@@ -115,8 +115,8 @@ TEST_P(BothGraphs, SaysWhatItIs) {
 
 TEST_P(BothGraphs, KnowsTheFirstTestImages) {
   const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
-  const auto found = with_images(classifier, 10,
-                                 [&](auto images) { return classifier.classify(images); });
+  const auto found =
+      with_images(classifier, 10, [&](auto images) { return classifier.classify(images); });
   const std::vector<std::size_t> labels = {9, 2, 1, 1, 6, 1, 4, 6, 5, 7};
   ASSERT_EQ(found.size(), labels.size());
   for (std::size_t i = 0; i < labels.size(); ++i) {
@@ -263,9 +263,8 @@ TEST_P(Threads, MayLoadAtTheSameTime) {
     threads.emplace_back([&] {
       const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"),
                                        {.replay = false});
-      mine = with_images(classifier, 1, [&](auto images) {
-        return classifier.classify(images).front().label;
-      });
+      mine = with_images(classifier, 1,
+                         [&](auto images) { return classifier.classify(images).front().label; });
     });
   }
   for (auto& thread : threads) thread.join();

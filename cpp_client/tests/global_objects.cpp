@@ -37,8 +37,8 @@ const nin::Classifier network(artifact("nin.pt"));
 const auto images =
     nin::tool::decode_idx(read(data + "/t10k-images-idx3-ubyte.gz"), classifier.info().input);
 const auto labels = nin::tool::decode_idx_labels(read(data + "/t10k-labels-idx1-ubyte.gz"));
-const auto first = classifier.classify(
-    std::span(images.pixels).first(classifier.info().input.item_size()));
+const auto first =
+    classifier.classify(std::span(images.pixels).first(classifier.info().input.item_size()));
 const std::string refusal = refusal_of_a_server();
 
 }  // namespace

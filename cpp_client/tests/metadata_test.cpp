@@ -151,8 +151,8 @@ TEST(Metadata, EveryTextIsNeeded) {
 
 TEST(Metadata, AContractThatMakesNoSenseIsRefused) {
   EXPECT_NE(error_with("contract", "/input/name", ""), "");
-  for (const char* place : {"/input/dtype", "/input/shape", "/outputs/1/name",
-                            "/outputs/0/dtype", "/max_batch", "/kind", "/files/mode", "/files"}) {
+  for (const char* place : {"/input/dtype", "/input/shape", "/outputs/1/name", "/outputs/0/dtype",
+                            "/max_batch", "/kind", "/files/mode", "/files"}) {
     EXPECT_NE(error_with("contract", place, "other"), "") << place;
     EXPECT_NE(error_with("contract", place, nullptr), "") << place;
   }
@@ -210,7 +210,8 @@ TEST(Metadata, DamagedGoldenVectorsAreRefused) {
   expect_part(error_with("golden", "/inputs", "AAAA"),
               "its golden inputs have 4 characters of base64, expected 32 for 24 bytes");
   expect_part(error_with("golden", "/inputs", std::string(32, '*')), "inputs are no base64");
-  expect_part(error_with("golden", "/shape/0", 0), "number of golden inputs is 0, expected 1 to 32");
+  expect_part(error_with("golden", "/shape/0", 0),
+              "number of golden inputs is 0, expected 1 to 32");
   expect_part(error_with("golden", "/shape/0", 1'000'000'000), "expected 1 to 32");
   expect_part(error_with("golden", "/shape", {1, 2, 4}), "expected [1,2,4,3]");
   expect_part(error_with("golden", "/budget/logits", -1), "its budget for logits is -1");
