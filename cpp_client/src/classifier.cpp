@@ -255,7 +255,7 @@ struct Classifier::Impl {
 
   /// Together, and each alone: what is right in a batch may be wrong for a single image. The first
   /// alone as any call will be run, the others on one thread: on a busy machine, threads wait for
-  /// each other at every layer of so small a batch (measured: docs/bench-cpp.md).
+  /// each other at every layer of so small a batch (measured: docs/cpp.md).
   template <typename T>
   void replay(std::span<const T> items) const {
     check_golden(run_parts(items), "in a batch");
