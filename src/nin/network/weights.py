@@ -145,21 +145,19 @@ def _without_counters(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -
 def _converted(
     tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path, notes: list[str]
 ) -> dict[str, Tensor]:
-    """Floating-point tensors in the network's precision, float32."""
-    others = {
-        str(tensor.dtype).removeprefix("torch.")
+    """Floating-point tensors in the network's precision."""
+    converted = {
+        name: tensor.to(expected[name].dtype)
         for name, tensor in tensors.items()
         if tensor.is_floating_point() and name in expected and tensor.dtype != expected[name].dtype
     }
-    if not others:
-        return tensors
-    notes.append(f"{path}: converted {', '.join(sorted(others))} to float32")
-    return {
-        name: tensor.to(expected[name].dtype)
-        if tensor.is_floating_point() and name in expected
-        else tensor
-        for name, tensor in tensors.items()
-    }
+    if converted:
+        before, after = (
+            ", ".join(sorted({_dtype(one[name]) for name in converted}))
+            for one in (tensors, converted)
+        )
+        notes.append(f"{path}: converted {before} to {after}")
+    return tensors | converted
 
 
 def _check(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
@@ -187,4 +185,8 @@ def _examples(names: set[str]) -> str:
 
 
 def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{_dtype(tensor)} {tuple(tensor.shape)}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
