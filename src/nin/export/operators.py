@@ -1,7 +1,7 @@
 """Which operators of a TorchScript file the torch of an older Triton release lacks.
 
 operators.json lists every operator of torch that came after 2.3 with the first version that has it:
-read from `native_functions.yaml` in the wheels of torch 2.3 to 2.14 (docs/triton-releases.md).
+read from `native_functions.yaml` in the wheels of torch 2.3 to 2.14 (scripts/list_operators.py).
 """
 
 import json
