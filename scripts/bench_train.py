@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from nin.training.network import NiN
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -34,7 +33,6 @@ from tqdm import tqdm
 
 from nin.errors import InputError
 from nin.files import make_folder, write_atomically
-from nin.network.classifier import SCALE
 from nin.terminal import natural, parser, positive, run, short, table
 from nin.training.batches import SIDE, Batches
 from nin.training.data import load
@@ -43,9 +41,9 @@ from nin.training.devices import (
     add_device_options,
     find_device,
     find_precision,
-    kept_memory,
     processor_name,
 )
+from nin.training.network import SCALE, NiN
 from nin.training.recipes import BEST, BOOK, Recipe
 from nin.training.trainer import Settings, Trainer
 
@@ -255,7 +253,7 @@ def make_trainer(
 
 
 def take_turn(trainer: Trainer, steps: int) -> Rates:
-    with kept_memory():
+    with trainer.accelerated():
         trainer.step()
         synchronise(trainer.device)
         began = time.perf_counter()

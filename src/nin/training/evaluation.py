@@ -113,24 +113,28 @@ class Evaluation:
 
     def class_table(self) -> str:
         """A row for each class, or for those with the lowest F1 where there are many."""
-        by_class = self._by_class()
-        if len(by_class) > _ROWS:
-            by_class = sorted((c for c in by_class if c[4]), key=lambda c: c[3])[:_ROWS]
-        rows = [(label, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", str(n)) for label, p, r, f, n in by_class]
+        classes = self._by_class()
+        if len(classes) > _ROWS:
+            classes = sorted((c for c in classes if c[4]), key=lambda c: c[3])[:_ROWS]
+        rows = [(c, f"{p:.3f}", f"{r:.3f}", f"{f1:.3f}", str(n)) for c, p, r, f1, n in classes]
         return table(("class", "precision", "recall", "F1", "images"), rows)
 
     def confusion_table(self) -> str:
-        """Rows true, columns predicted, three letters to a name; or the most frequent confusions."""
+        """Rows true, columns predicted, three letters a name; of many classes the worst pairs."""
         if self.confusion is None:
-            pairs = Counter(zip(self.true.tolist(), self.predicted.tolist(), strict=True))
-            confused = [(pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]][:_ROWS]
-            rows = [(self.labels[t], self.labels[p], str(n)) for (t, p), n in confused]
-            return table(("true", "predicted", "images"), rows)
+            return self._worst_pairs()
         rows = [
             (label, *map(str, row))
             for label, row in zip(self.labels, self.confusion.tolist(), strict=True)
         ]
         return table(("true", *(label[:3] for label in self.labels)), rows)
+
+    def _worst_pairs(self) -> str:
+        wrong = self.true != self.predicted
+        pairs = zip(self.true[wrong].tolist(), self.predicted[wrong].tolist(), strict=True)
+        worst = Counter(pairs).most_common(_ROWS)
+        rows = [(self.labels[t], self.labels[p], str(count)) for (t, p), count in worst]
+        return table(("true", "predicted", "images"), rows)
 
     @property
     def _right(self) -> NDArray[np.int64]:
@@ -167,9 +171,7 @@ def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return exact
 
 
-def find_mistakes(
-    probabilities: NDArray[np.float64], true: NDArray[np.int64]
-) -> NDArray[np.intp]:
+def find_mistakes(probabilities: NDArray[np.float64], true: NDArray[np.int64]) -> NDArray[np.intp]:
     """Indices of the images classified wrongly, the most confident mistake first.
 
     Args:
@@ -260,9 +262,7 @@ def _draw_bars(axes: Axes, bins: tuple[Bin, ...], heights: list[Any], label: str
     axes.set_axisbelow(True)
 
 
-def _fill_bins(
-    probabilities: NDArray[np.float64], true: NDArray[np.int64]
-) -> Iterator[Bin]:
+def _fill_bins(probabilities: NDArray[np.float64], true: NDArray[np.int64]) -> Iterator[Bin]:
     top = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == true
     edges = np.linspace(0, 1, BINS + 1)
