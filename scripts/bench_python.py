@@ -14,8 +14,10 @@ from pathlib import Path
 
 import torch
 
+from nin.contract import load_contract
 from nin.paths import NIN
 
+SHAPE = load_contract(NIN).classifier_graph.input.shape
 WARMUP = 10  # as nin_classify's
 
 Call = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -24,7 +26,7 @@ Call = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def main() -> None:
     setting, batch, repetitions = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     call = SETTINGS[setting]()
-    pixels = torch.randint(256, (batch, *item_shape()), dtype=torch.uint8)
+    pixels = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8)
     with torch.inference_mode():
         first_ms = timed_ms(call, pixels)
         measured = {"first_ms": first_ms}
@@ -52,24 +54,13 @@ def peak_memory_mib() -> float:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
-def text_of(key: str) -> str:
-    """What the artifact says of itself."""
-    files = {key: ""}
-    torch.jit.load(sys.argv[4], _extra_files=files)
-    return files[key]
-
-
-def item_shape() -> list[int]:
-    """The shape of one image's pixels."""
-    shape: list[int] = json.loads(text_of("contract"))["input"]["shape"]
-    return shape[1:]
-
-
 def golden_error(call: Call) -> tuple[float, float]:
     """The largest error on the golden vectors of the artifact, and what is allowed."""
+    files = {"golden": ""}
+    torch.jit.load(sys.argv[4], _extra_files=files)
     from nin.gate.golden import Golden
 
-    golden = Golden.from_json(text_of("golden"))
+    golden = Golden.from_json(files["golden"])
     found = call(torch.tensor(golden.inputs))[0].float().numpy()
     return float(abs(found - golden.outputs["logits"]).max()), golden.budget["logits"]
 
@@ -87,7 +78,7 @@ def eager() -> torch.nn.Module:
 
 def traced(module: torch.nn.Module) -> torch.jit.ScriptModule:
     with torch.inference_mode():
-        pixels = torch.zeros(2, *item_shape(), dtype=torch.uint8)
+        pixels = torch.zeros(2, *SHAPE, dtype=torch.uint8)
         return torch.jit.freeze(torch.jit.trace(module, pixels))
 
 

@@ -84,7 +84,10 @@ Round = dict[tuple[Point, str], Measured]
 def main() -> None:
     args = parse_args()
     make_folder(args.output)
-    with perf_analyzer(args.perf_analyzer) as command, serve_artifacts(CONTRACT, args.artifacts) as server:
+    with (
+        perf_analyzer(args.perf_analyzer) as command,
+        serve_artifacts(CONTRACT, args.artifacts) as server,
+    ):
         facts = machine(server)
         rounds = measure(args, facts["device"], command, server)
     data = {
