@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nin.training.network import NiN
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,6 +25,7 @@ from nin.training.evaluation import (
     find_mistakes,
     log_softmax,
 )
+from nin.training.network import NiN
 from tests.conftest import Script
 
 EVALUATE = "train/evaluate.py"

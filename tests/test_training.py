@@ -11,19 +11,21 @@ import torch
 import torch.distributed as dist
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from nin.training.network import NiN
+from numpy.typing import NDArray
 from torch import multiprocessing
 from torch.nn.functional import conv2d
 
 from nin.errors import InputError
-from nin.network.classifier import preprocess
-from nin.network.weights import load_checkpoint
-from nin.paths import WEIGHTS
+from nin.network.build import load_model
+from nin.network.classifier import Preprocess
+from nin.paths import NIN as FOLDER
 from nin.training import batch_norm, stem, winograd
 from nin.training.batches import Batches, mix, rectangles, split, window
+from nin.training.cpu_speed import accelerated, kept_memory
 from nin.training.curves import draw_curves
 from nin.training.data import load
-from nin.training.devices import Process, find_device, find_precision, kept_memory
+from nin.training.devices import Process, find_device, find_precision
+from nin.training.network import NiN, images_of
 from nin.training.optimizers import Muon, make_optimizers, orthogonalise
 from nin.training.recipes import BEST, BOOK, Recipe, lr_factor
 from nin.training.trainer import Settings, Trainer
@@ -171,12 +173,12 @@ def test_folding_leaves_the_network_of_the_book_and_its_answers() -> None:
 
 
 def test_finished_weights_answer_as_before_once_normalised() -> None:
-    plain = load_checkpoint(WEIGHTS).network.eval()
+    plain = load_model(FOLDER).network
     network = NiN()
     network.load_state_dict(plain.state_dict())
     batch_norm.add_to(network)
     pixels, _ = load("test")
-    images = preprocess(torch.tensor(pixels[:8]))
+    images = images_of(torch.tensor(pixels[:8]))
     batch_norm.fit(network, images)
     convs = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)][:9]
     for conv in convs:
@@ -256,6 +258,16 @@ def test_two_processes_normalise_over_both_batches(tmp_path: Path) -> None:
         torch.testing.assert_close(both, parameter.grad, rtol=1e-4, atol=1e-4)
 
 
+def test_makes_of_pixels_what_the_model_folder_says(pixels: NDArray[np.uint8]) -> None:
+    model = load_model(FOLDER)
+    images = torch.tensor(pixels[:4])
+    assert torch.equal(images_of(images), Preprocess(model.contract)(images))
+    crops = images[:, 3:23, 1:21]
+    # the inner ones, which the resize doesn't see the edge of
+    inner = images_of(images)[..., 3 * 8 + 8 : 23 * 8 - 8, 1 * 8 + 8 : 21 * 8 - 8]
+    torch.testing.assert_close(images_of(crops)[..., 8:-8, 8:-8], inner)
+
+
 @pytest.mark.parametrize("taps", [3, 5])
 @pytest.mark.parametrize("size", [(26, 26), (18, 18), (7, 10), (1, 3)])
 def test_winograd_convolves_like_torch(size: tuple[int, int], taps: int) -> None:
@@ -283,7 +295,7 @@ def test_the_stem_convolves_pixels_like_torch_their_images(side: int) -> None:
     weight, bias = network[0][0].weight, torch.randn(96, requires_grad=True)
     outputs = (
         stem.convolve(pixels, weight, bias),
-        conv2d(preprocess(pixels), weight, bias, stride=4),
+        conv2d(images_of(pixels), weight, bias, stride=4),
     )
     gradient = torch.randn(outputs[1].shape)
     found, expected = ([y, *torch.autograd.grad(y, (weight, bias), gradient)] for y in outputs)
@@ -299,7 +311,7 @@ def test_with_the_stem_a_network_takes_pixels_too() -> None:
     usual.load_state_dict(network.state_dict())
     stem.use_in(network)
     pixels = torch.randint(256, (2, 20, 20), dtype=torch.uint8)
-    image = preprocess(pixels)
+    image = images_of(pixels)
     assert torch.equal(network(image), usual(image))
     torch.testing.assert_close(network(pixels), usual(image), rtol=1e-4, atol=1e-5)
 
@@ -328,8 +340,11 @@ def test_trains_by_stem_and_winograd_unless_compiled(
         process=Process(),
         folder=tmp_path,
     )
-    trainer.step()
+    with trainer.accelerated():
+        trainer.step()
     assert called == ([] if compiled else [stem, winograd, winograd, winograd])
+    trainer.step()  # as ever
+    assert len(called) in (0, 4)
 
 
 def test_only_training_uses_winograd() -> None:
@@ -347,6 +362,17 @@ def test_only_training_uses_winograd() -> None:
     normed, expected = network(image), usual(image)
     assert not torch.equal(normed, expected)
     torch.testing.assert_close(normed, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_acceleration_ends_with_its_context() -> None:
+    network = NiN()
+    convs = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    with pytest.raises(KeyError), accelerated(network, convolutions=True):
+        assert sum("forward" in vars(conv) for conv in convs) == 4
+        raise KeyError
+    assert not any("forward" in vars(conv) for conv in convs)
+    with accelerated(network, convolutions=False):
+        assert not any("forward" in vars(conv) for conv in convs)
 
 
 def test_memory_is_kept_and_given_back() -> None:

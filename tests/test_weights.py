@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from nin.training.network import NiN
 from safetensors.torch import save_file
 
 from nin.errors import InputError
 from nin.export.exporting import load_deployable
 from nin.network.weights import Checkpoint, load_checkpoint, save_checkpoint
 from nin.paths import WEIGHTS
+from nin.training.network import NiN
 
 ARGUMENTS = {"arguments": json.dumps(NiN().arguments)}
 
