@@ -18,6 +18,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv6Address, ip_address
@@ -157,6 +158,14 @@ class Client:
         """
         return _only(self._described("get_inference_statistics", "", read=_classifiers), self.url)
 
+    def pixels(self, model: str | None = None) -> Tensor:
+        """What `classify` takes for a model: its name, dtype and the shape of one image."""
+        with self._known.until_error():
+            served = self._served(model or self._only_classifier())
+        if served.unfit:
+            raise InputError(served.unfit)
+        return served.inputs[0]
+
     def close(self) -> None:
         if self._regions:
             self._regions.close()
@@ -174,26 +183,26 @@ class Client:
     def _classify(
         self, model: str | None, suffix: str, array: NDArray[Any], top: int
     ) -> list[list[Prediction]]:
-        try:
+        with self._known.until_error():
             model = model or self._only_classifier()
-            served = self._served(f"{model}{suffix}", array, top)
+            served = self._suited(f"{model}{suffix}", array, top)
             requests = served.requests(array)
             return [p for inputs in requests for p in self.classes(served.name, inputs, top=top)]
-        except ServerError:
-            self._known = _Known()
-            raise
 
     def _only_classifier(self) -> str:
         self._known.classifier = self._known.classifier or self.classifier()
         return self._known.classifier
 
-    def _served(self, name: str, array: NDArray[Any], top: int) -> "_Served":
+    def _suited(self, name: str, array: NDArray[Any], top: int) -> "_Served":
         """A model as the server describes it. Raises InputError where it can't take the array."""
         served = self._known.models.get(name)
         if served is None or served.refusal(array, top):  # another may have taken its place
-            served = self._described("get_model_config", name, read=_Served.read)
-            self._known.models[name] = served
+            served = self._served(name)
         return served.checked(array, top)
+
+    def _served(self, name: str) -> "_Served":
+        self._known.models[name] = self._described("get_model_config", name, read=_Served.read)
+        return self._known.models[name]
 
     def _infer(
         self, read: Callable[[Any], _Read], model: str, inputs: dict[str, NDArray[Any]], *,
@@ -283,13 +292,10 @@ class AsyncClient:
     async def _classify(
         self, model: str | None, suffix: str, array: NDArray[Any], top: int
     ) -> list[list[Prediction]]:
-        try:
+        with self._known.until_error():
             model = model or await self._only_classifier()
-            served = await self._served(f"{model}{suffix}", array, top)
+            served = await self._suited(f"{model}{suffix}", array, top)
             return await self._classify_batches(served, array, top)
-        except ServerError:
-            self._known = _Known()
-            raise
 
     async def _classify_batches(
         self, served: "_Served", array: NDArray[Any], top: int
@@ -314,7 +320,7 @@ class AsyncClient:
         self._known.classifier = self._known.classifier or await self.classifier()
         return self._known.classifier
 
-    async def _served(self, name: str, array: NDArray[Any], top: int) -> "_Served":
+    async def _suited(self, name: str, array: NDArray[Any], top: int) -> "_Served":
         served = self._known.models.get(name)
         if served is None or served.refusal(array, top):  # another may have taken its place
             served = await self._described("get_model_config", name, read=_Served.read)
@@ -363,20 +369,28 @@ class _Served:
             raise InputError(refusal)
         return self
 
+    @property
+    def unfit(self) -> str:
+        """Why it is no classifier; empty if it is one."""
+        known = any(output.name == PROBABILITIES for output in self.outputs)
+        if known and len(self.inputs) == 1 and self.max_batch > 0:
+            return ""
+        inputs, outputs = (
+            ", ".join(t.name for t in tensors) for tensors in (self.inputs, self.outputs)
+        )
+        return (
+            f"{self.name} is no classifier: it makes {outputs} of {inputs} in batches of at most "
+            f"{self.max_batch}, expected {PROBABILITIES} of one input in batches"
+        )
+
     def refusal(self, array: NDArray[Any], top: int) -> str:
-        """Why the model can't be asked for its `top` classes of each item; empty if it can."""
-        output = next((t for t in self.outputs if t.name == PROBABILITIES), None)
-        if output is None or len(self.inputs) != 1 or self.max_batch < 1:
-            names = (", ".join(t.name for t in tensors) for tensors in (self.inputs, self.outputs))
-            return (
-                f"{self.name} is no classifier: it makes {' of '.join(reversed(list(names)))} in "
-                f"batches of at most {self.max_batch}, expected {PROBABILITIES} of one input"
-            )
-        classes, (expected,) = output.shape[-1], self.inputs
+        """Why it can't be asked for the `top` classes of each item; empty if it can."""
+        if self.unfit:
+            return self.unfit
+        (classes,) = (t.shape[-1] for t in self.outputs if t.name == PROBABILITIES)
         if top < 1 or 0 < classes < top:
-            return (
-                f"the top {top} are asked for, expected 1 to {classes}, the classes of {self.name}"
-            )
+            return f"top is {top}, expected 1 to {classes}, as many as {self.name} has classes"
+        (expected,) = self.inputs
         sizes = zip(array.shape[1:], expected.shape, strict=False)
         fits = array.ndim == 1 + len(expected.shape) and all(b in (a, -1) for a, b in sizes)
         if array.dtype != expected.dtype or not fits:
@@ -397,6 +411,16 @@ class _Known:
 
     classifier: str | None = None
     models: dict[str, _Served] = field(default_factory=dict)
+
+    @contextmanager
+    def until_error(self) -> Iterator[None]:
+        """Forgets all of it where the server says no: it may be another one by now."""
+        try:
+            yield
+        except ServerError:
+            self.classifier = None
+            self.models.clear()
+            raise
 
 
 # Beside each classifier a server has a model that takes files; its name ends like this.

@@ -1,4 +1,4 @@
-"""What the scripts share on the terminal: how they end, tables, options."""
+"""What the commands share on the terminal: how they end, tables, options."""
 
 import argparse
 import errno
@@ -7,12 +7,12 @@ import os
 import platform
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from nin.errors import CheckError, InputError, explain
-from nin.paths import ROOT
 
 # What writing fails with; Python doesn't say of which file.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -63,6 +63,8 @@ def _end(main: Callable[[], None]) -> tuple[int, str]:
         nameless = error.errno in _OF_WRITING and error.filename is None
         where = "can't write to stdout or a temporary file: " if nameless else ""
         return 2, f"error: {where}{explain(error)}"
+    except MemoryError:
+        return 2, "error: out of memory; free some, or raise the limit of this shell (`ulimit -v`)"
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, "interrupted"
     return 0, ""
@@ -71,10 +73,10 @@ def _end(main: Callable[[], None]) -> tuple[int, str]:
 def _require_own_package() -> None:
     """Raises InputError where the script of a copied checkout would run the original's package."""
     script = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
-    checkout = script.parent.parent
-    if (checkout / "src" / "nin").is_dir() and checkout != ROOT:
+    checkout, package = script.parent.parent, Path(__file__).resolve().parent
+    if (own := checkout / "src" / "nin").is_dir() and own != package:
         raise InputError(
-            f"this script is of {checkout}, but its Python runs the code of {ROOT}; "
+            f"this script is of {checkout}, but its Python runs the code in {package}; "
             "make an environment of its own: `make .venv/complete`"
         )
 
@@ -86,23 +88,24 @@ def _lost(error: OSError) -> tuple[int, str]:
     return 2, f"error: can't write to stdout: {explain(error)}"
 
 
-def parser(docstring: str | None) -> argparse.ArgumentParser:
+def parser(docstring: str | None, *, prog: str | None = None) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring, its example included, and all defaults."""
 
     class Formatter(
         argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
     ): ...
 
-    return argparse.ArgumentParser(description=docstring, formatter_class=Formatter)
+    return argparse.ArgumentParser(prog=prog, description=docstring, formatter_class=Formatter)
 
 
 def image_count(text: str) -> int | None:
-    """An option's value as a number of test images, None for all of them."""
+    """An option's value as a number of images, None for all of them."""
     if text == "all":
         return None
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10_000):
-        raise argparse.ArgumentTypeError(f"{text} is not 1 to 10000, nor `all`")
-    return int(text)
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor `all`") from error
 
 
 def natural(text: str, least: int = 0) -> int:
@@ -133,18 +136,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well on a terminal and is Markdown too; numbers stand to the right."""
     rows = [[_printable(cell) for cell in row] for row in rows]
     columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(_width, column)) for column in columns]
     right = [any(c.isdigit() for c in "".join(column[1:2])[:2]) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(cells, widths, right, strict=True)
-        )
+        padded = []
+        for cell, width, flush in zip(cells, widths, right, strict=True):
+            space = " " * (width - _width(cell))
+            padded.append(f"{space}{cell}" if flush else f"{cell}{space}")
         return f"| {' | '.join(padded)} |"
 
     rule = "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
     return "\n".join([line(header), f"|{rule}|", *map(line, rows)])
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal a text takes: a Chinese character two, an accent none."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
 
 def _printable(text: str) -> str:

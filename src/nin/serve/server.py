@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nin.client import CONTROL_HEADER, control_key
-from nin.contract import MODELS
+from nin.contract import Contract
 from nin.errors import CheckError, InputError
 from nin.paths import CPP_TOOLS, TRITON
 from nin.releases import DEPLOYED
-from nin.serve.repository import publish, require_published
+from nin.serve.repository import model_names, publish, require_published
 
 WHEEL = "nvidia-pytriton==0.7.0"  # as scripts/bootstrap.sh installs it
 RELEASE = "24.10"  # of Triton, which the wheel carries
@@ -91,7 +91,6 @@ def serve(
     host: str = HOST,
     ports: dict[str, int] | None = None,
     control_mode: str = "explicit",
-    threads: int | None = None,
     verbose: bool = False,
     extra: Sequence[str] = (),
 ) -> Iterator[Server]:
@@ -104,7 +103,6 @@ def serve(
         ports: for "http", "grpc" and "metrics"; 0 takes a free one.
         control_mode: "explicit" loads all and more by the API, "poll" follows the files, "none"
             loads all and stays so.
-        threads: of every model; None leaves it to the runtimes, one per core.
         verbose: lets the server's log through to stderr.
         extra: further options of tritonserver.
 
@@ -134,7 +132,7 @@ def serve(
                 stdout=None if verbose else sink,
                 stderr=None if verbose else sink,
                 cwd=folder,
-                env=_environment(threads),
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C is ours to handle
                 preexec_fn=_end_with_parent,
             )
@@ -147,7 +145,7 @@ def serve(
 
 
 @contextmanager
-def serve_artifacts(artifacts: Path) -> Iterator[Server]:
+def serve_artifacts(contract: Contract, artifacts: Path) -> Iterator[Server]:
     """Serves exports on free ports from a repository of their own, which goes with the server.
 
     Raises what `publish` and `serve` raise.
@@ -155,7 +153,7 @@ def serve_artifacts(artifacts: Path) -> Iterator[Server]:
     find_tritonserver()
     with tempfile.TemporaryDirectory(prefix="nin-repository-") as temporary:
         repository = Path(temporary) / "model_repository"
-        publish(artifacts, repository)
+        publish(contract, artifacts, repository)
         with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server:
             yield server
 
@@ -167,12 +165,12 @@ def find_tritonserver(triton: Path = TRITON, backends: Path = BACKENDS) -> Path:
         raise InputError(
             f"no embedded Triton in {triton}; install it (Linux x86_64, glibc 2.35 or newer) with "
             f"`python -m pip install --no-deps --target {triton} {WHEEL}`, "
-            "or use the container: `python scripts/serve.py --docker`"
+            "or use the container: `nin serve --docker`"
         )
     if not backends.is_dir():
         raise InputError(
             f"no {backends}, which the embedded Triton needs; build it by "
-            "`make cpp`, or use the container: `python scripts/serve.py --docker`"
+            "`make cpp`, or use the container: `nin serve --docker`"
         )
     return binary
 
@@ -232,7 +230,7 @@ def _options(
             host = f"ipv6:{host[1:-1]}"  # so its HTTP library spells it
         listen += [f"--{name}-address={host}", f"--{name}-port={port}"]
     mode = {
-        "explicit": [f"--load-model={model.name}" for model in MODELS],
+        "explicit": [f"--load-model={name}" for name in model_names(repository)],
         "poll": [f"--repository-poll-secs={_POLL_S}"],
     }
     served = repository.resolve()
@@ -254,8 +252,8 @@ def _options(
 def _link_models(repository: Path, folder: Path) -> Path:
     """A folder of links to the models: whatever else lies beside them would end the server."""
     folder.mkdir()
-    for model in MODELS:
-        (folder / model.name).symlink_to(repository / model.name)
+    for name in model_names(repository):
+        (folder / name).symlink_to(repository / name)
     return folder
 
 
@@ -265,9 +263,9 @@ def _restrictions() -> list[str]:
     return [f"--http-restricted-api={setting}", f"--grpc-restricted-protocol={setting}"]
 
 
-def _environment(threads: int | None) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     libraries = [str(TRITON / "nvidia_pytriton.libs"), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = {
+    return {
         **os.environ,
         "NIN_PYTHON": sys.executable,  # whose packages the backends import
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
@@ -275,9 +273,6 @@ def _environment(threads: int | None) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",  # one model's threads must not spin while another works
         "NVIDIA_TF32_OVERRIDE": "0",  # what was proven is float32
     }
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    return environment
 
 
 _LIBC = ctypes.CDLL(None)  # now: between fork and exec nothing may be loaded
@@ -319,7 +314,7 @@ def _reasons(log: Path | None) -> str:
     if log is None:
         return "; its log is above"
     text = log.read_text(errors="replace")
-    failures = re.findall(r"""failed to load '(\w+)' version (\d+): (.+?)["\n]""", text)
+    failures = re.findall(r"""failed to load '([\w-]+)' version (\d+): (.+?)["\n]""", text)
     reasons = [f"{model} version {version}: {reason}" for model, version, reason in failures]
     reasons += re.findall(r"Poll failed for model directory (.+?)\"", text)
     reasons = list(dict.fromkeys(reasons)) or text.strip().splitlines()[-1:]

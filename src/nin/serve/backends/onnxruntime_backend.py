@@ -4,7 +4,6 @@ The same file, names and checks at load as the C++ backend, and those of its par
 https://github.com/triton-inference-server/onnxruntime_backend
 """
 
-import os
 from typing import Any
 
 import onnxruntime
@@ -77,9 +76,7 @@ def _open(instance: Instance) -> onnxruntime.InferenceSession:
     options.execution_mode = (
         onnxruntime.ExecutionMode.ORT_PARALLEL if mode else onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     )
-    # beyond the C++ backend: OMP_NUM_THREADS, so that `serve.py --threads` limits all models
-    threads = instance.integer("intra_op_thread_count") or _omp_threads()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = instance.integer("intra_op_thread_count")
     options.inter_op_num_threads = instance.integer("inter_op_thread_count")
     options.enable_cpu_mem_arena = instance.boolean("enable_mem_arena", True)
     options.enable_mem_pattern = instance.boolean("enable_mem_pattern", True)
@@ -97,11 +94,6 @@ def _open(instance: Instance) -> onnxruntime.InferenceSession:
             "set the instance group's kind to KIND_CPU"
         )
     return session
-
-
-def _omp_threads() -> int:
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def _refuse_accelerators(instance: Instance) -> None:

@@ -1,4 +1,4 @@
-"""Stands in for Triton's python backend, as far as decode_image/1/model.py uses it."""
+"""Stands in for Triton's python backend, as far as nin.decoder uses it."""
 
 import importlib.util
 import itertools
