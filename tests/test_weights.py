@@ -1,124 +1,258 @@
+"""Weights as people have them: what is taken, what is said of it, and what is refused and why."""
+
 import json
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from nin.errors import InputError
-from nin.export.exporting import load_deployable
-from nin.network.weights import Checkpoint, load_checkpoint, save_checkpoint
-from nin.paths import WEIGHTS
+from nin.network.torch_settings import ignore_deprecations
+from nin.network.weights import load_weights, save_weights
+from nin.paths import NIN as FOLDER
 from nin.training.network import NiN
 
-ARGUMENTS = {"arguments": json.dumps(NiN().arguments)}
+Tensors = dict[str, Tensor]
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    save_file(tensors, path, metadata)
+def make(seed: int = 0, outputs: int = 3) -> nn.Sequential:
+    """A network with weights of every kind, and with buffers."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    network.append(nn.Linear(4 * 4, outputs))
+    assert isinstance(network[1], nn.BatchNorm2d)
+    network[1].num_batches_tracked += 7
+    network[1].running_var.uniform_(1, 2)  # type: ignore[union-attr]
+    return network
+
+
+@pytest.fixture
+def good() -> Tensors:
+    return dict(make().state_dict())
+
+
+def write(path: Path, content: Any) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path)
     return path
 
 
-def test_the_shipped_weights_carry_their_recipe_and_metrics(checkpoint: Checkpoint) -> None:
-    recipe = json.loads(checkpoint.recipe)
-    assert recipe["optimizer"] == "muon"
-    assert checkpoint.metrics["test_accuracy"] >= 0.945
-    assert not checkpoint.network.training
-    about = json.loads(WEIGHTS.with_suffix(".json").read_text())
-    assert about == {"recipe": recipe, "metrics": checkpoint.metrics}
+def load(path: Path) -> tuple[nn.Module, list[str]]:
+    """Another network, filled in from the file, and what was said of it."""
+    network = make(seed=1)
+    return network, load_weights(network, path)
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    network = NiN(num_classes=7, dropout=0.1)
+def assert_equal(network: nn.Module, expected: Tensors) -> None:
+    torch.testing.assert_close(dict(network.state_dict()), expected, rtol=0, atol=0)
+
+
+def refusal(path: Path) -> str:
+    network = make(seed=1)
+    with pytest.raises(InputError) as raised:
+        load_weights(network, path)
+    text = str(raised.value)
+    assert str(path) in text
+    assert "\n" not in text
+    assert_equal(network, dict(make(seed=1).state_dict()))  # untouched
+    return text
+
+
+def test_the_shipped_weights_carry_their_recipe_and_metrics() -> None:
+    path = FOLDER / "weights.safetensors"
+    assert load_weights(NiN(), path) == []
+    with safe_open(path, framework="pt") as file:
+        carried = {name: json.loads(text) for name, text in file.metadata().items()}
+    assert carried["recipe"]["optimizer"] == "muon"
+    assert carried["metrics"]["test_accuracy"] >= 0.945
+    about = json.loads((FOLDER / "weights.json").read_text())
+    assert about == {name: carried[name] for name in ("recipe", "metrics")}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path, good: Tensors) -> None:
     path = tmp_path / "a folder" / "w.safetensors"
-    save_checkpoint(path, network, recipe="none", metrics={"accuracy": 0.1})
-    loaded = load_checkpoint(path)
-    assert loaded.network.arguments == {"num_classes": 7, "dropout": 0.1}
-    assert (loaded.recipe, loaded.metrics) == ("none", {"accuracy": 0.1})
-    torch.testing.assert_close(loaded.network.state_dict(), network.state_dict(), rtol=0, atol=0)
-    with pytest.raises(InputError, match="has 7 classes, the contract 10"):
-        load_deployable(path)
+    save_weights(path, make(), recipe="none", metrics={"accuracy": 0.1})
+    network, notes = load(path)
+    assert notes == []
+    assert_equal(network, good)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"recipe": "none", "metrics": '{"accuracy": 0.1}'}
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+def test_takes_a_bare_state_dict(tmp_path: Path, good: Tensors, suffix: str) -> None:
+    network, notes = load(write(tmp_path / f"w{suffix}", good))
+    assert notes == []
+    assert_equal(network, good)
+
+
+def test_takes_the_form_of_before_torch_1_6(tmp_path: Path, good: Tensors) -> None:
+    torch.save(good, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    network, notes = load(tmp_path / "w.pt")
+    assert notes == []
+    assert_equal(network, good)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "ema"])
+def test_takes_off_a_wrapping_key_and_says_so(tmp_path: Path, good: Tensors, key: str) -> None:
+    path = write(tmp_path / "w.pt", {"epoch": 3, "lr": 0.1, key: OrderedDict(good)})
+    network, notes = load(path)
+    assert notes == [f"{path}: took the weights under {key!r}"]
+    assert_equal(network, good)
+
+
+def test_takes_off_several_wrappings(tmp_path: Path, good: Tensors) -> None:
+    named = {f"module.{name}": tensor.half() for name, tensor in good.items()}
+    named["module.1.num_batches_tracked"] = good["1.num_batches_tracked"]
+    path = write(tmp_path / "w.pt", {"model": {"state_dict": named}})
+    network, notes = load(path)
+    assert notes == [
+        f"{path}: took the weights under 'model'",
+        f"{path}: took the weights under 'state_dict'",
+        f"{path}: took 'module.' off the names of the tensors",
+        f"{path}: converted float16 to float32",
+    ]
+    assert_equal(network, {n: t.half().float() if t.is_floating_point() else t
+                           for n, t in good.items()})  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.network."])
+def test_takes_off_a_prefix_and_says_so(
+    tmp_path: Path, good: Tensors, prefix: str, suffix: str
+) -> None:
+    named = {f"{prefix}{name}": tensor for name, tensor in good.items()}
+    path = write(tmp_path / f"w{suffix}", named)
+    network, notes = load(path)
+    assert notes == [f"{path}: took {prefix!r} off the names of the tensors"]
+    assert_equal(network, good)
+
+
+def test_takes_the_wrappers_of_torch(tmp_path: Path, good: Tensors) -> None:
+    wrapped = (nn.DataParallel(make()), AveragedModel(make()), torch.compile(make()))
+    for number, network in enumerate(wrapped):
+        loaded, notes = load(write(tmp_path / f"{number}.pt", network.state_dict()))
+        assert len(notes) == 1
+        assert_equal(loaded, good)
+
+
+def test_a_prefix_before_some_names_is_another_network(tmp_path: Path, good: Tensors) -> None:
+    named = {f"module.{name}": tensor for name, tensor in good.items()}
+    text = refusal(write(tmp_path / "w.pt", {**named, "head.bias": torch.zeros(1)}))
+    assert "is of another network: it has no tensor 0.weight, but head.bias" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_converts_other_precisions_and_says_so(
+    tmp_path: Path, good: Tensors, dtype: torch.dtype
+) -> None:
+    cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in good.items()}
+    path = write(tmp_path / "w.safetensors", cast)
+    network, notes = load(path)
+    assert notes == [f"{path}: converted {str(dtype)[6:]} to float32"]
+    assert_equal(network, {name: tensor.to(good[name].dtype) for name, tensor in cast.items()})
+
+
+def test_counters_of_batch_norm_may_be_missing(tmp_path: Path, good: Tensors) -> None:
+    del good["1.num_batches_tracked"]
+    network, notes = load(write(tmp_path / "w.pt", good))
+    assert notes == []
+    counted = make(seed=1).state_dict()["1.num_batches_tracked"]
+    assert_equal(network, {**good, "1.num_batches_tracked": counted})
+
+
+def test_names_the_first_tensor_that_does_not_fit(tmp_path: Path, good: Tensors) -> None:
+    path = tmp_path / "w.safetensors"
+    missing = {name: tensor for name, tensor in good.items() if name != "3.weight"}
+    text = refusal(write(path, missing))
+    assert text.endswith("is of another network: it has no tensor 3.weight")
+    text = refusal(write(path, {**good, "fc.weight": torch.zeros(3)}))
+    assert text.endswith("is of another network, which has no tensor fc.weight")
+    text = refusal(write(path, {**good, "0.weight": torch.zeros(4, 3, 3, 3)}))
+    assert text.endswith("0.weight is float32 (4, 3, 3, 3), expected float32 (4, 1, 3, 3)")
+    text = refusal(write(path, {**good, "0.bias": torch.zeros(4, dtype=torch.int8)}))
+    assert text.endswith("0.bias is int8 (4,), expected float32 (4,)")
+    for bad in (float("nan"), float("inf")):
+        text = refusal(write(path, {**good, "3.bias": torch.full((3,), bad)}))
+        assert "can't be used: 3.bias holds NaN or infinity; train it again" in text
+
+
+def test_names_other_classes(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path / "w.pt", make(outputs=10).state_dict()))
+    assert text.endswith("3.weight is float32 (10, 16), expected float32 (3, 16)")
 
 
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no weights file at .*w.safetensors"):
-        load_checkpoint(tmp_path / "w.safetensors")
+    assert "no weights file at " in refusal(tmp_path / "w.safetensors")
+    (tmp_path / "folder.pt").mkdir()
+    assert "no weights file at " in refusal(tmp_path / "folder.pt")
 
 
-@pytest.mark.parametrize("share", [0, 0.00001, 0.1, 0.5, 0.999999])
-def test_refuses_a_truncated_file(tmp_path: Path, share: float) -> None:
-    data = WEIGHTS.read_bytes()
-    (tmp_path / "w.safetensors").write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match="isn't a whole safetensors file"):
-        load_checkpoint(tmp_path / "w.safetensors")
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.999])
+def test_refuses_truncated_files(tmp_path: Path, good: Tensors, share: float) -> None:
+    good["large"] = torch.zeros(10_000)  # as in real files, most of it isn't names
+    for suffix, options in (
+        (".safetensors", None),
+        (".pt", {}),
+        (".pt", {"_use_new_zipfile_serialization": False}),
+    ):
+        whole = tmp_path / f"whole{suffix}"
+        if options is None:
+            save_file(good, whole)
+        else:
+            torch.save(good, whole, **options)
+        data = whole.read_bytes()
+        path = tmp_path / f"w{suffix}"
+        path.write_bytes(data[: int(share * len(data))])
+        assert refusal(path).endswith("copy it again")
 
 
-def test_names_the_first_tensor_that_does_not_fit(tmp_path: Path) -> None:
-    path, good = tmp_path / "w.safetensors", NiN().state_dict()
-
-    missing = {k: v for k, v in good.items() if k != "2.0.weight"}
-    with pytest.raises(InputError, match=r"another network: it has no tensor 2\.0\.weight"):
-        load_checkpoint(write(path, missing, ARGUMENTS))
-
-    extra = {**good, "fc.weight": torch.zeros(3)}
-    with pytest.raises(InputError, match=r"NiN has no tensor fc\.weight"):
-        load_checkpoint(write(path, extra, ARGUMENTS))
-
-    shape = {**good, "0.0.weight": torch.zeros(96, 3, 11, 11)}
-    message = r"0\.0\.weight is float32 \(96, 3, 11, 11\), expected float32 \(96, 1, 11, 11\)"
-    with pytest.raises(InputError, match=message):
-        load_checkpoint(write(path, shape, ARGUMENTS))
-
-    dtype = {**good, "0.0.bias": torch.zeros(96, dtype=torch.float16)}
-    with pytest.raises(InputError, match=r"0\.0\.bias is float16 \(96,\), expected float32"):
-        load_checkpoint(write(path, dtype, ARGUMENTS))
-
-    for bad in (float("nan"), float("inf")):
-        poisoned = {**good, "7.4.bias": torch.full((10,), bad)}
-        with pytest.raises(InputError, match=r"7\.4\.bias holds NaN or infinity"):
-            load_checkpoint(write(path, poisoned, ARGUMENTS))
-
-
-def test_names_weights_that_need_a_conversion(tmp_path: Path) -> None:
-    path, good = tmp_path / "w.safetensors", NiN().state_dict()
-    convert = r"load it into NiN\(\) and write that with nin\.checkpoint\.save_checkpoint"
-
-    for options in ({}, {"_use_new_zipfile_serialization": False}):
-        torch.save(good, tmp_path / "w.pt", **options)
-        with pytest.raises(InputError, match=rf"w\.pt is a file of torch\.save, .*; {convert}"):
-            load_checkpoint(tmp_path / "w.pt")
-
+def test_names_what_other_files_are(tmp_path: Path, good: Tensors) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(good, "a")}, indent=2))
-    with pytest.raises(InputError, match=f"index of weights in several files .*, {convert}"):
-        load_checkpoint(index)
+    assert "is JSON, as the index of weights in several files is" in refusal(index)
+    assert "safetensors.torch.save_file" in refusal(index)
 
-    for prefix in ("module.", "_orig_mod.", "model.network."):
-        named = {f"{prefix}{name}": tensor for name, tensor in good.items()}
-        for metadata in ({}, ARGUMENTS):
-            with pytest.raises(InputError, match=f"'{prefix}' before .* of every .*, {convert}"):
-                load_checkpoint(write(path, named, metadata))
+    whole = write(tmp_path / "whole.pt", make())
+    text = refusal(whole)
+    assert "holds other objects than tensors, such as a whole pickled module" in text
+    assert text.endswith("torch.save(network.state_dict(), 'weights.pt')")
 
-    for dtype in (torch.bfloat16, torch.float16, torch.float64):
-        cast = {name: tensor.to(dtype) for name, tensor in good.items()}
-        for metadata in ({}, ARGUMENTS):
-            message = f"is {str(dtype)[6:]} .*, expected float32; {convert}"
-            with pytest.raises(InputError, match=message):
-                load_checkpoint(write(path, cast, metadata))
+    with ignore_deprecations():
+        scripted = torch.jit.trace(make().eval(), torch.zeros(1, 1, 4, 4))
+        torch.jit.save(scripted, tmp_path / "scripted.pt")
+    text = refusal(tmp_path / "scripted.pt")
+    assert "is a TorchScript file" in text
+    assert text.endswith("torch.save(network.state_dict(), 'weights.pt')")
 
 
 @pytest.mark.parametrize(
-    ("metadata", "message"),
+    ("content", "message"),
     [
-        ({**ARGUMENTS, "metrics": "[1]"}, "its metrics aren't a JSON object"),
-        ({}, "doesn't carry the network's arguments"),
-        ({"arguments": "{"}, "of another network: arguments"),
-        ({"arguments": '{"layers": 3}'}, "of another network: arguments"),
-        ({"arguments": '{"num_classes": -1}'}, "of another network: arguments"),
-        ({"arguments": '{"num_classes": "ten"}'}, "of another network: arguments"),
-        ({"arguments": '{"num_classes": 1000000000000}'}, "of another network"),
+        (torch.zeros(3), "holds a Tensor, expected a state dict"),
+        ([torch.zeros(3)], "holds a list, expected a state dict"),
+        ({}, "holds nothing, expected a state dict"),
+        ({"epoch": 3, "net": {}}, "isn't a state dict: 'epoch' is of type int, expected tensors, "),
+        ({"state_dict": {"a": 1.0}}, "isn't a state dict: 'a' is of type float"),
     ],
 )
-def test_refuses_other_arguments(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_checkpoint(write(tmp_path / "w.safetensors", NiN().state_dict(), metadata))
+def test_says_what_a_file_of_torch_save_holds(tmp_path: Path, content: Any, message: str) -> None:
+    assert message in refusal(write(tmp_path / "w.pt", content))
+
+
+def test_runs_no_code_of_a_file(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    assert "unpickling those would run code" in refusal(write(tmp_path / "w.pt", {"a": Evil()}))
+    assert not (tmp_path / "ran").exists()

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from nin.errors import InputError
+from nin.errors import InputError, first_line
 from nin.files import write_atomically
 
 # Keys under which trainers keep the state dict, in the order in which one of several is chosen.
@@ -94,10 +94,9 @@ def _read_pickle(path: Path, notes: list[str]) -> Mapping[str, Tensor]:
             f"{path} holds other objects than tensors, such as a whole pickled module, and "
             f"unpickling those would run code; load it where that code is, and {_SAVE}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # torch.load raises whatever its parts raise
         raise InputError(
-            f"{path} isn't a whole file of torch.save ({reason}); copy it again"
+            f"{path} isn't a whole file of torch.save ({first_line(error)}); copy it again"
         ) from error
     return _unwrapped(content, path, notes)
 
@@ -110,13 +109,12 @@ def _unwrapped(content: Any, path: Path, notes: list[str]) -> Mapping[str, Tenso
         notes.append(f"{path}: took the weights under {inner!r}")
         content = content[inner]
     if not isinstance(content, Mapping) or not content:
-        raise InputError(
-            f"{path} holds a {type(content).__name__}, expected a state dict; write one by {_SAVE}"
-        )
+        held = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise InputError(f"{path} holds {held}, expected a state dict; write one by {_SAVE}")
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"{path} isn't a state dict: under {name!r} is a {type(value).__name__}, expected "
+                f"{path} isn't a state dict: {name!r} is of type {type(value).__name__}, expected "
                 f"tensors, or the state dict under one of {', '.join(WRAPPING_KEYS)}"
             )
     return content
