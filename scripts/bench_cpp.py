@@ -93,7 +93,8 @@ def measure(args: argparse.Namespace) -> list[dict[Point, Measured]]:
         for found in rounds:
             for point in plan:
                 bar.set_description("{}, batch {}".format(*point))
-                found[point] = measure_one(*point, args.calls, args.artifacts / MODEL)
+                name, batch = point
+                found[point] = measure_one(name, batch, args.calls, args.artifacts / MODEL)
                 bar.update()
     return rounds
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ def peak_memory_mib() -> float:
 def golden_error(call: Call) -> tuple[float, float]:
     """The largest error on the golden vectors of the artifact, and what is allowed."""
     files = {"golden": ""}
-    torch.jit.load(sys.argv[4], _extra_files=files)
+    torch.jit.load(sys.argv[4], _extra_files=files)  # type: ignore[no-untyped-call]
     from nin.gate.golden import Golden
 
     golden = Golden.from_json(files["golden"])
@@ -65,8 +66,8 @@ def golden_error(call: Call) -> tuple[float, float]:
     return float(abs(found - golden.outputs["logits"]).max()), golden.budget["logits"]
 
 
-def torchscript() -> torch.jit.ScriptModule:
-    return torch.jit.load(sys.argv[4])
+def torchscript() -> Any:
+    return torch.jit.load(sys.argv[4])  # type: ignore[no-untyped-call]
 
 
 def eager() -> torch.nn.Module:
@@ -76,10 +77,10 @@ def eager() -> torch.nn.Module:
     return model.module(model.contract.classifier_graph)
 
 
-def traced(module: torch.nn.Module) -> torch.jit.ScriptModule:
+def traced(module: torch.nn.Module) -> Any:
     with torch.inference_mode():
         pixels = torch.zeros(2, *SHAPE, dtype=torch.uint8)
-        return torch.jit.freeze(torch.jit.trace(module, pixels))
+        return torch.jit.freeze(torch.jit.trace(module, pixels))  # type: ignore[no-untyped-call]
 
 
 def optimized() -> torch.jit.ScriptModule:

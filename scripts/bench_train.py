@@ -222,7 +222,7 @@ class BookLoop:
         images, labels = images.to(self.device), labels.to(self.device)
         logits = self.network(images)
         loss = F.cross_entropy(logits, labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
             right = (logits.argmax(dim=1) == labels).sum()
@@ -332,7 +332,7 @@ def flops_per_image(side: int, *, backward: bool = True) -> int:
         logits = network(image)
         if backward:
             logits.sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 # What is told

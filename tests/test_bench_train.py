@@ -130,7 +130,7 @@ def test_each_loop_trains_at_its_size(bench: Any, monkeypatch: pytest.MonkeyPatc
     for loop in loops[1:]:
         (trainer,) = loop.turn.args
         trainer.state.step = args.rounds * (args.steps + 1) - 1
-        shapes = []
+        shapes: list[torch.Size] = []
         trainer.forward.register_forward_pre_hook(
             lambda _, images, shapes=shapes: shapes.append(images[0].shape)
         )

@@ -30,7 +30,7 @@ def shares(small: int, large: int) -> NDArray[np.float64]:
     """
     centres = (np.arange(large) + 0.5) * small / large - 0.5
     distances = np.abs(np.clip(centres, 0, small - 1)[:, None] - np.arange(small))
-    return np.maximum(0, 1 - distances)
+    return np.asarray(np.maximum(0, 1 - distances))
 
 
 def preprocessed(pixels: NDArray[np.uint8], image: Image) -> NDArray[np.float64]:
@@ -39,7 +39,7 @@ def preprocessed(pixels: NDArray[np.uint8], image: Image) -> NDArray[np.float64]
     down, across = shares(shape[1], image.height), shares(shape[2], image.width)
     resized = np.einsum("yi,xj,nijc->ncyx", down, across, pixels.reshape(shape).astype(np.float64))
     mean, std = (np.array(values)[:, None, None] for values in (image.mean, image.std))
-    return (resized - 255 * mean) / (255 * std)
+    return np.asarray((resized - 255 * mean) / (255 * std))
 
 
 def changed(

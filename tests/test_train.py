@@ -193,9 +193,7 @@ def test_the_saved_weights_answer_as_the_trained_network(straight: Path) -> None
     saved = NiN()
     assert load_weights(saved, straight / "nin.safetensors") == []
     with torch.no_grad():
-        torch.testing.assert_close(
-            saved.eval()(image), trained.eval()(image), rtol=1e-3, atol=1e-4
-        )
+        torch.testing.assert_close(saved.eval()(image), trained.eval()(image), rtol=1e-3, atol=1e-4)
 
 
 def test_trains_in_bfloat16(script: Script, tmp_path: Path) -> None:
@@ -290,10 +288,11 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path, fitted
     train, _ = split(10_000)
     pixels, labels = (torch.tensor(a)[train[:8]] for a in load_test_images(""))
     image = interpolate(pixels[:, None] / 255, size=(224, 224), mode="bilinear")
-    cross_entropy(network(image), labels.long()).backward()
+    cross_entropy(network(image), labels.long()).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter -= 0.1 * parameter.grad
+            assert parameter.grad is not None
+            parameter.sub_(0.1 * parameter.grad)
     for name, tensor in weights(tmp_path).items():
         other = network.state_dict()[name]
         assert (tensor - other).norm() < 1e-5 * (other - before[name]).norm()

@@ -24,12 +24,10 @@ Tensors = dict[str, Tensor]
 def make(seed: int = 0, outputs: int = 3) -> nn.Sequential:
     """A network with weights of every kind, and with buffers."""
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
-    network.append(nn.Linear(4 * 4, outputs))
-    assert isinstance(network[1], nn.BatchNorm2d)
-    network[1].num_batches_tracked += 7
-    network[1].running_var.uniform_(1, 2)  # type: ignore[union-attr]
-    return network
+    norm = nn.BatchNorm2d(4)
+    norm.num_batches_tracked = torch.tensor(7)
+    norm.running_var = torch.rand(4) + 1
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(4 * 4, outputs))
 
 
 @pytest.fixture
@@ -138,7 +136,7 @@ def test_takes_off_a_prefix_and_says_so(
 
 
 def test_takes_the_wrappers_of_torch(tmp_path: Path, good: Tensors) -> None:
-    wrapped = (nn.DataParallel(make()), AveragedModel(make()), torch.compile(make()))
+    wrapped: list[Any] = [nn.DataParallel(make()), AveragedModel(make()), torch.compile(make())]
     for number, network in enumerate(wrapped):
         loaded, notes = load(write(tmp_path / f"{number}.pt", network.state_dict()))
         assert len(notes) == 1
@@ -228,7 +226,8 @@ def test_names_what_other_files_are(tmp_path: Path, good: Tensors) -> None:
     assert text.endswith("torch.save(network.state_dict(), 'weights.pt')")
 
     with ignore_deprecations():
-        scripted = torch.jit.trace(make().eval(), torch.zeros(1, 1, 4, 4))
+        traced: Any = torch.jit.trace  # which has no types
+        scripted = traced(make().eval(), torch.zeros(1, 1, 4, 4))
         torch.jit.save(scripted, tmp_path / "scripted.pt")
     text = refusal(tmp_path / "scripted.pt")
     assert "is a TorchScript file" in text

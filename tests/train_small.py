@@ -29,7 +29,7 @@ def without_batch_norm() -> Recipe:
 
 
 if __name__ == "__main__":
-    nin.training.data.load = load_test_images
+    nin.training.data.load = load_test_images  # type: ignore[assignment]
     if "WITHOUT_BATCH_NORM" in os.environ:
         RECIPES["best"] = without_batch_norm()
     if "FLOAT64" in os.environ:

@@ -152,10 +152,10 @@ def check_classifier(own: nn.Module, naive: nn.Module, graph: Graph) -> None:
     if form != right_form:
         raise InputError(f"{where} gives {form}, expected logits and probabilities, {right_form}")
     for tensor, values, right in zip(graph.outputs, found, expected, strict=True):
-        error = float((values - right).abs().max())
-        if not error <= _FLOAT64_TOLERANCE * float(right.abs().max()):
+        off = float((values - right).abs().max())
+        if not off <= _FLOAT64_TOLERANCE * float(right.abs().max()):
             raise CheckError(
-                f"{where}: its {tensor.name} are off by {error:.3g} in float64 from scaling, "
+                f"{where}: its {tensor.name} are off by {off:.3g} in float64 from scaling, "
                 "normalising, resizing and the network; mend it, or leave out pixels.classifier"
             )
 
@@ -243,5 +243,5 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
