@@ -1,14 +1,9 @@
-"""`python export/to_triton.py` is `nin publish`."""
+"""The command `nin publish` of this checkout: exports become a version in a model repository.
 
-from nin.commands import publish
-from nin.terminal import parser, run
+python export/to_triton.py --load 127.0.0.1:8000
+"""
 
-
-def main() -> None:
-    options = parser(publish.__doc__)
-    publish.add_options(options)
-    publish.execute(options.parse_args())
-
+from nin.commands import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("publish")

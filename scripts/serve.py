@@ -1,14 +1,9 @@
-"""`python scripts/serve.py` is `nin serve`."""
+"""The command `nin serve` of this checkout: serves a model repository until Ctrl-C.
 
-from nin.commands import serve
-from nin.terminal import parser, run
+python scripts/serve.py --http-port 0
+"""
 
-
-def main() -> None:
-    options = parser(serve.__doc__)
-    serve.add_options(options)
-    serve.execute(options.parse_args())
-
+from nin.commands import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("serve")

@@ -11,7 +11,15 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import nn
 
-from nin.paths import ROOT
+from nin.contract import load_contract
+from nin.paths import NIN, ROOT
+
+# The built-in model, for tests that need it before they run.
+CONTRACT = load_contract(NIN)
+NETWORK, CLASSIFIER = CONTRACT.network_graph, CONTRACT.classifier_graph
+GRAPHS = CONTRACT.graphs
+LABELS = CONTRACT.labels
+MAX_BATCH = CONTRACT.triton.max_batch
 
 RESNET18 = ROOT / "models" / "resnet18"
 
@@ -107,10 +115,10 @@ def make(classes):
 '''
 
 # Texts that a label may be.
-LABELS = ('a, b', 'say "no"', "and/or", "C:\\dir: x", "毛衣", "Ärmel", "it's", "{}")
+ODD_LABELS = ("a, b", 'say "no"', "and/or", "C:\\dir: x", "毛衣", "Ärmel", "it's", "{}")
 
 
-def make_lenet(folder: Path, labels: tuple[str, ...] = LABELS) -> None:
+def make_lenet(folder: Path, labels: tuple[str, ...] = ODD_LABELS) -> None:
     """A small grey network of our own, 32x20, whose pixels are 16x20: resized along one side."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "net.py").write_text(_LENET)

@@ -8,7 +8,7 @@
 
 #include "bytes.h"
 
-namespace nin {
+namespace nin::tool {
 
 /// Decompresses a gzip stream, no further than it is asked to: what a small file expands
 /// to is bounded by its reader. Neither copyable nor movable, as zlib's state isn't.
@@ -40,4 +40,4 @@ class Inflater {
   bool ended_ = false;
 };
 
-}  // namespace nin
+}  // namespace nin::tool

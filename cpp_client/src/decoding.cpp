@@ -1,11 +1,11 @@
-#include "nin/files.h"
+#include "nin/decoding.h"
 
 #include <algorithm>
 #include <string>
 #include <string_view>
 
 #include "bytes.h"
-#include "grey_image.h"
+#include "image.h"
 #include "jpeg_file.h"
 #include "nin/error.h"
 #include "png_file.h"
@@ -23,9 +23,9 @@ std::string hexadecimal(Bytes bytes) {
   return text;
 }
 
-GreyImage decode(Bytes file) {
-  if (starts_with(file, png_magic)) return decode_png(file);
-  if (starts_with(file, jpeg_magic)) return decode_jpeg(file);
+Image decode(Bytes file, const Decoding& decoding) {
+  if (starts_with(file, png_magic)) return decode_png(file, decoding);
+  if (starts_with(file, jpeg_magic)) return decode_jpeg(file, decoding);
   if (file.empty()) throw Error("0 bytes, expected a PNG or JPEG file");
   throw Error("not a PNG or JPEG file: it starts with" +
               hexadecimal(file.first(std::min(file.size(), png_magic.size()))));
@@ -37,8 +37,10 @@ bool is_image(std::span<const std::uint8_t> file) {
   return starts_with(file, png_magic) || starts_with(file, jpeg_magic);
 }
 
-std::vector<std::uint8_t> decode_image(std::span<const std::uint8_t> file) {
-  return fit(decode(file));
+std::vector<std::uint8_t> decode_image(std::span<const std::uint8_t> file,
+                                       const Decoding& decoding) {
+  check(decoding);
+  return fit(decode(file, decoding), decoding);
 }
 
 }  // namespace nin

@@ -5,7 +5,7 @@
 
 #include "nin/error.h"
 
-namespace nin {
+namespace nin::tool {
 namespace {
 
 constexpr std::size_t piece = std::size_t{1} << 30;  // zlib counts in 32 bits
@@ -52,4 +52,4 @@ void Inflater::restart(Bytes input) {
   ended_ = false;
 }
 
-}  // namespace nin
+}  // namespace nin::tool

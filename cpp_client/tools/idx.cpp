@@ -1,3 +1,5 @@
+#include "idx.h"
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -8,9 +10,8 @@
 #include "bytes.h"
 #include "inflater.h"
 #include "nin/error.h"
-#include "nin/files.h"
 
-namespace nin {
+namespace nin::tool {
 namespace {
 
 bool is_gzip(Bytes file) { return file.size() >= 2 && file[0] == 0x1F && file[1] == 0x8B; }
@@ -83,27 +84,30 @@ class Source {
   Inflater inflater_;
 };
 
-/// A kind of IDX file: its magic number, and what comes after it and the count.
-struct Kind {
-  std::uint32_t magic;
-  std::span<const std::uint32_t> shape;  ///< of one item
-  std::uint64_t item_size;               ///< in bytes
-  const char* items;
-};
+constexpr std::uint32_t byte_type = 0x08, int_type = 0x0C, float_type = 0x0D;
 
 /// A small gzip file expands to as much as its header promises: enough for 10,000 float images.
 constexpr std::uint64_t most_bytes = std::uint64_t{2} << 30;
 
-// constants for the compiler: an application's global objects may decode before ours are made
-constexpr std::array<std::uint32_t, 2> pixels_shape{image_side, image_side};
-constexpr std::array<std::uint32_t, 3> floats_shape{1, network_side, network_side};
-constexpr Kind labels_kind{0x0801, {}, 1, "labels"};
-constexpr Kind pixels_kind{0x0803, pixels_shape, image_pixels, "images"};
-constexpr Kind floats_kind{0x0D04, floats_shape, network_pixels * sizeof(float), "images"};
+/// What an IDX file has to hold: the type and the shape of an item.
+struct Kind {
+  std::uint32_t type;
+  std::vector<std::size_t> shape;
+  const char* items;
+
+  [[nodiscard]] std::uint32_t magic() const {
+    return type << 8 | static_cast<std::uint32_t>(1 + shape.size());
+  }
+  [[nodiscard]] std::uint64_t item_bytes() const {
+    std::uint64_t bytes = type == byte_type ? 1 : 4;
+    for (const std::size_t size : shape) bytes *= size;
+    return bytes;
+  }
+};
 
 std::string to_text(const Kind& kind) {
-  std::string text = "[" + std::to_string(kind.magic) + ", count";
-  for (const std::uint32_t size : kind.shape) text += ", " + std::to_string(size);
+  std::string text = "[" + std::to_string(kind.magic()) + ", count";
+  for (const std::size_t size : kind.shape) text += ", " + std::to_string(size);
   return text + "]";
 }
 
@@ -115,30 +119,39 @@ std::string to_text(Bytes header) {
   return text + "]";
 }
 
-/// Reads the numbers of a header; zeros where the content ends before.
-std::vector<std::uint8_t> read_header(Source& source, const Kind& kind) {
-  const std::size_t size = 4 * (2 + kind.shape.size());
-  std::vector<std::uint8_t> header;
-  source.append(header, size);
+/// Appends so many numbers of a header; zeros where the content ends before.
+void append_numbers(Source& source, std::vector<std::uint8_t>& header, std::size_t count) {
+  const std::size_t size = header.size() + 4 * count;
+  source.append(header, 4 * count);
   header.resize(size);
+}
+
+/// The magic number, and as many sizes as it says, if it is one.
+std::vector<std::uint8_t> read_header(Source& source) {
+  constexpr std::uint32_t most_sizes = 8;
+  std::vector<std::uint8_t> header;
+  append_numbers(source, header, 1);
+  const std::uint32_t magic = read_u32(header, 0);
+  const std::uint32_t sizes = magic & 0xFF;
+  append_numbers(source, header, magic < 0x10000 && sizes <= most_sizes ? sizes : 1);
   return header;
 }
 
 bool matches(Bytes header, const Kind& kind) {
-  bool same = read_u32(header, 0) == kind.magic;
+  if (read_u32(header, 0) != kind.magic()) return false;
   for (std::size_t i = 0; i < kind.shape.size(); ++i) {
-    same = same && read_u32(header, 8 + 4 * i) == kind.shape[i];
+    if (read_u32(header, 8 + 4 * i) != kind.shape[i]) return false;
   }
-  return same;
+  return true;
 }
 
 /// Reads what follows the header, which must be as long as that promises.
 std::vector<std::uint8_t> read_items(Source& source, Bytes header, const Kind& kind) {
   const std::uint64_t count = read_u32(header, 4);
-  const std::uint64_t promised = count * kind.item_size;
-  if (promised > most_bytes) {
+  if (count > most_bytes / kind.item_bytes()) {
     throw Error("promises " + std::to_string(count) + " " + kind.items + ", more than 2 GiB");
   }
+  const std::uint64_t promised = count * kind.item_bytes();
   std::vector<std::uint8_t> items;
   source.append(items, promised + 1);
   if (items.size() == promised) return items;
@@ -148,24 +161,27 @@ std::vector<std::uint8_t> read_items(Source& source, Bytes header, const Kind& k
               (items.size() > promised ? "more" : std::to_string(found) + " bytes"));
 }
 
-float read_float(Bytes bytes, std::size_t index) {
-  const float value = std::bit_cast<float>(read_u32(bytes, index * sizeof(float)));
-  if (std::isfinite(value)) return value;
-  throw Error("image " + std::to_string(index / network_pixels) + " holds " +
-              std::to_string(value) + ", expected finite numbers");
-}
-
 NextPart in_one_part(Bytes file) {
   return [rest = file]() mutable { return std::exchange(rest, {}); };
 }
 
-std::vector<float> to_floats(Bytes bytes) {
+std::vector<float> to_floats(Bytes bytes, std::size_t item_size) {
   std::vector<float> floats;
   floats.reserve(bytes.size() / sizeof(float));
-  for (std::size_t i = 0; i < bytes.size() / sizeof(float); ++i) {
-    floats.push_back(read_float(bytes, i));
+  for (std::size_t at = 0; at < bytes.size(); at += sizeof(float)) {
+    floats.push_back(std::bit_cast<float>(read_u32(bytes, at)));
+    if (!std::isfinite(floats.back())) {
+      throw Error("image " + std::to_string((floats.size() - 1) / item_size) + " holds " +
+                  std::to_string(floats.back()) + ", expected finite numbers");
+    }
   }
   return floats;
+}
+
+std::string description(const Kind& kind) {
+  std::string text;
+  for (const std::size_t size : kind.shape) text += (text.empty() ? "" : "x") + std::to_string(size);
+  return text + (kind.type == byte_type ? " unsigned bytes" : " floats");
 }
 
 }  // namespace
@@ -178,40 +194,42 @@ bool is_idx(std::span<const std::uint8_t> file) {
          std::ranges::find(types, file[2]) != types.end();
 }
 
-IdxImages decode_idx_images(const NextPart& next) {
+Items decode_idx(const NextPart& next, const Input& input) {
+  const bool bytes = input.type == ElementType::uint8;
+  const Kind kind{bytes ? byte_type : float_type, input.shape, "images"};
   Source source(next);
-  std::vector<std::uint8_t> header = read_header(source, pixels_kind);
-  if (matches(header, pixels_kind)) return {read_items(source, header, pixels_kind), {}};
-  const bool floats = read_u32(header, 0) == floats_kind.magic;
-  const Kind& expected = floats ? floats_kind : pixels_kind;
-  if (floats) {
-    source.append(header, 4);  // it has one dimension more
-    header.resize(20);
+  const std::vector<std::uint8_t> header = read_header(source);
+  if (!matches(header, kind)) {
+    throw Error("not an IDX file of " + description(kind) + ", which the model takes: its header is " +
+                to_text(header) + ", expected " + to_text(kind));
   }
-  if (!matches(header, expected)) {
-    const std::string content = floats ? "1x224x224 floats" : "28x28 images";
-    throw Error("not an IDX file of " + content + ": its header is " + to_text(header) +
-                ", expected " + to_text(expected));
-  }
-  return {{}, to_floats(read_items(source, header, floats_kind))};
+  std::vector<std::uint8_t> items = read_items(source, header, kind);
+  if (bytes) return {std::move(items), {}};
+  return {{}, to_floats(items, input.item_size())};
 }
 
-IdxImages decode_idx_images(std::span<const std::uint8_t> file) {
-  return decode_idx_images(in_one_part(file));
+Items decode_idx(std::span<const std::uint8_t> file, const Input& input) {
+  return decode_idx(in_one_part(file), input);
 }
 
-std::vector<std::uint8_t> decode_idx_labels(std::span<const std::uint8_t> file) {
+std::vector<std::uint32_t> decode_idx_labels(std::span<const std::uint8_t> file) {
   return decode_idx_labels(in_one_part(file));
 }
 
-std::vector<std::uint8_t> decode_idx_labels(const NextPart& next) {
+std::vector<std::uint32_t> decode_idx_labels(const NextPart& next) {
+  const Kind bytes{byte_type, {}, "labels"}, numbers{int_type, {}, "labels"};
   Source source(next);
-  const std::vector<std::uint8_t> header = read_header(source, labels_kind);
-  if (!matches(header, labels_kind)) {
+  const std::vector<std::uint8_t> header = read_header(source);
+  const bool wide = matches(header, numbers);
+  if (!wide && !matches(header, bytes)) {
     throw Error("not an IDX file of labels: its header is " + to_text(header) + ", expected " +
-                to_text(labels_kind));
+                to_text(bytes) + " or " + to_text(numbers));
   }
-  return read_items(source, header, labels_kind);
+  const std::vector<std::uint8_t> items = read_items(source, header, wide ? numbers : bytes);
+  if (!wide) return {items.begin(), items.end()};
+  std::vector<std::uint32_t> labels;
+  for (std::size_t at = 0; at < items.size(); at += 4) labels.push_back(read_u32(items, at));
+  return labels;
 }
 
-}  // namespace nin
+}  // namespace nin::tool

@@ -1,17 +1,14 @@
-#include "nin/files.h"
+#include "nin/decoding.h"
 
 #include <gtest/gtest.h>
 #include <zlib.h>
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
-#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,9 +17,10 @@
 
 namespace {
 
-using nin::decode_idx_images;
-using nin::decode_idx_labels;
-using nin::decode_image;
+using nin::Decoding;
+using Mode = Decoding::Mode;
+using Resize = Decoding::Resize;
+using Filter = Decoding::Filter;
 using Buffer = std::vector<std::uint8_t>;
 
 Buffer read_file(const std::filesystem::path& path) {
@@ -43,22 +41,20 @@ Buffer u32(std::uint32_t number) {
           static_cast<std::uint8_t>(number >> 8), static_cast<std::uint8_t>(number)};
 }
 
-/// Compresses for zlib (window of 15 bits) or gzip (31).
-Buffer compress(Buffer content, int window_bits) {
-  z_stream stream{};
-  deflateInit2(&stream, 9, Z_DEFLATED, window_bits, 8, Z_DEFAULT_STRATEGY);
-  Buffer packed(deflateBound(&stream, static_cast<uLong>(content.size())));
-  stream.next_in = content.data();
-  stream.avail_in = static_cast<uInt>(content.size());
-  stream.next_out = packed.data();
-  stream.avail_out = static_cast<uInt>(packed.size());
-  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  packed.resize(stream.total_out);
-  deflateEnd(&stream);
+/// As zlib does.
+Buffer compress(const Buffer& content) {
+  uLongf size = compressBound(static_cast<uLong>(content.size()));
+  Buffer packed(size);
+  EXPECT_EQ(::compress(packed.data(), &size, content.data(), static_cast<uLong>(content.size())),
+            Z_OK);
+  packed.resize(size);
   return packed;
 }
 
-Buffer gzip(const Buffer& content) { return compress(content, 31); }
+/// How Fashion-MNIST was made.
+constexpr Decoding fitted{Mode::grey, Resize::pad, 28, 28, 0, Filter::bicubic};
+
+Buffer decode_image(const Buffer& file) { return nin::decode_image(file, fitted); }
 
 /// What an Error says; "" where none is thrown.
 std::string reason(const std::function<void()>& action) {
@@ -72,14 +68,6 @@ std::string reason(const std::function<void()>& action) {
 
 std::string image_error(const Buffer& file) {
   return reason([&] { static_cast<void>(decode_image(file)); });
-}
-
-std::string images_error(const Buffer& file) {
-  return reason([&] { static_cast<void>(decode_idx_images(file)); });
-}
-
-std::string labels_error(const Buffer& file) {
-  return reason([&] { static_cast<void>(decode_idx_labels(file)); });
 }
 
 // --- PNG by hand ---
@@ -106,7 +94,7 @@ Buffer start(const Png& png) {
 }
 
 Buffer encode(const Png& png) {
-  return start(png) + png.chunks + chunk("IDAT", compress(png.rows, 15)) + chunk("IEND", {});
+  return start(png) + png.chunks + chunk("IDAT", compress(png.rows)) + chunk("IEND", {});
 }
 
 /// As many equal rows of equal pixels.
@@ -131,7 +119,7 @@ Buffer exif(std::uint8_t orientation) {
 
 std::uint8_t at(const Buffer& pixels, std::size_t x, std::size_t y) { return pixels[y * 28 + x]; }
 
-TEST(Files, KeepsAnImageOf28x28) {
+TEST(Decoding, KeepsAnImageOf28x28) {
   Buffer rows, expected;
   for (std::size_t y = 0; y < 28; ++y) {
     rows.push_back(0);
@@ -143,7 +131,7 @@ TEST(Files, KeepsAnImageOf28x28) {
   EXPECT_EQ(decode_image(encode({.rows = rows})), expected);
 }
 
-TEST(Files, MakesGreyOfEveryKind) {
+TEST(Decoding, MakesGreyOfEveryKind) {
   const auto grey = [](std::uint8_t depth, std::uint8_t colour, const Buffer& pixel,
                        const Buffer& chunks) {
     const Png png{28, 28, depth, colour, repeat(28, 28, pixel), chunks};
@@ -166,13 +154,13 @@ TEST(Files, MakesGreyOfEveryKind) {
   EXPECT_EQ(grey(8, 2, {7, 8, 9}, chunk("tRNS", {0, 7, 0, 8, 0, 9})), 0);
 }
 
-TEST(Files, ScalesFewBitsToEight) {
+TEST(Decoding, ScalesFewBitsToEight) {
   EXPECT_EQ(decode_image(encode({28, 28, 1, 0, repeat(28, 4, {0xFF})})), Buffer(784, 255));
   EXPECT_EQ(decode_image(encode({28, 28, 2, 0, repeat(28, 7, {0x55})})), Buffer(784, 85));
   EXPECT_EQ(decode_image(encode({28, 28, 4, 0, repeat(28, 14, {0x33})})), Buffer(784, 51));
 }
 
-TEST(Files, CentresOnBlack) {
+TEST(Decoding, CentresOnBlack) {
   const Buffer wide = decode_image(encode({56, 28, 8, 0, repeat(28, 56, {200})}));
   EXPECT_EQ(at(wide, 0, 6), 0);
   EXPECT_EQ(at(wide, 0, 7), 200);
@@ -181,12 +169,12 @@ TEST(Files, CentresOnBlack) {
   EXPECT_EQ(decode_image(encode({1, 1, 8, 0, {0, 130}})), Buffer(784, 130));
 }
 
-TEST(Files, RefusesAnEdgeThatVanishes) {
+TEST(Decoding, RefusesAnEdgeThatVanishes) {
   EXPECT_EQ(image_error(encode({56, 1, 8, 0, repeat(1, 56, {200})})),
-            "56x1 pixels, of which the shorter edge vanishes at 28 pixels of the longer one");
+            "56x1 pixels, of which an edge vanishes at 28x28");
 }
 
-TEST(Files, TurnsAnImageUpright) {
+TEST(Decoding, TurnsAnImageUpright) {
   const auto corners = [](const Buffer& file) {
     const Buffer pixels = decode_image(file);
     return Buffer{at(pixels, 14, 0), at(pixels, 14, 27), at(pixels, 0, 14), at(pixels, 27, 14)};
@@ -198,7 +186,7 @@ TEST(Files, TurnsAnImageUpright) {
   EXPECT_EQ(corners(black_over_white(exif(6))), (Buffer{0, 0, 255, 0}));
 }
 
-TEST(Files, IgnoresDamagedMetadata) {
+TEST(Decoding, IgnoresDamagedMetadata) {
   const Buffer upright = decode_image(black_over_white(exif(1)));
   const Buffer whole = exif(3);
   for (std::size_t size = 0; size < 18; ++size) {
@@ -208,14 +196,14 @@ TEST(Files, IgnoresDamagedMetadata) {
   EXPECT_EQ(decode_image(black_over_white(text("MM") + Buffer{0, 42} + u32(0xFFFFFFFF))), upright);
 }
 
-TEST(Files, SaysWhatIsNoImage) {
+TEST(Decoding, SaysWhatIsNoImage) {
   EXPECT_EQ(image_error({}), "0 bytes, expected a PNG or JPEG file");
   EXPECT_EQ(image_error({0, 1, 0xAB}), "not a PNG or JPEG file: it starts with 00 01 ab");
   EXPECT_EQ(image_error(text("GIF89a, and so on")),
             "not a PNG or JPEG file: it starts with 47 49 46 38 39 61 2c 20");
 }
 
-TEST(Files, RefusesABombBeforeItIsDecoded) {
+TEST(Decoding, RefusesABombBeforeItIsDecoded) {
   EXPECT_EQ(image_error(start({50000, 1001, 8, 0, {}})),
             "50000x1001 pixels, at most 50000000 are decoded");
   EXPECT_EQ(image_error(start({0xFFFFFFFF, 0xFFFFFFFF, 8, 0, {}})),
@@ -223,7 +211,7 @@ TEST(Files, RefusesABombBeforeItIsDecoded) {
   EXPECT_EQ(image_error(start({0, 5, 8, 0, {}})), "0x5 pixels, at most 50000000 are decoded");
 }
 
-TEST(Files, SaysHowAPngIsDamaged) {
+TEST(Decoding, SaysHowAPngIsDamaged) {
   const Png png{.rows = repeat(28, 28, {9})};
   Buffer file = encode(png);
   file[file.size() - 14] ^= 1;  // in the checksum of IDAT
@@ -247,7 +235,7 @@ TEST(Files, SaysHowAPngIsDamaged) {
             "the PNG file is damaged: ID[0A]T: invalid chunk type");
 }
 
-TEST(Files, SkipsWhatIsNoPartOfAPngsPixels) {
+TEST(Decoding, SkipsWhatIsNoPartOfAPngsPixels) {
   const Buffer rows = repeat(28, 28, {9});
   const Buffer damaged = chunk("iCCP", {1}) + chunk("zTXt", {'a', 0, 0, 1}) + chunk("neWs", {});
   EXPECT_EQ(decode_image(encode({.rows = rows, .chunks = damaged})), Buffer(784, 9));
@@ -256,7 +244,7 @@ TEST(Files, SkipsWhatIsNoPartOfAPngsPixels) {
   EXPECT_EQ(image_error(file), "the PNG file is damaged: tEXt: CRC error");
 }
 
-TEST(Files, RefusesEveryCutOfAPng) {
+TEST(Decoding, RefusesEveryCutOfAPng) {
   const Buffer file = encode({.rows = repeat(28, 28, {9})});
   for (std::size_t size = 8; size < file.size(); ++size) {
     EXPECT_EQ(image_error({file.begin(), file.begin() + size}), "the PNG file is truncated");
@@ -279,7 +267,7 @@ Buffer small_jpeg(const Buffer& segments) {
   return Buffer{0xFF, 0xD8} + segments + quantization + frame + tables + scan + Buffer{0xFF, 0xD9};
 }
 
-TEST(Files, DecodesJpeg) {
+TEST(Decoding, DecodesJpeg) {
   EXPECT_EQ(decode_image(small_jpeg({})), Buffer(784, 128));
   EXPECT_EQ(image_error(small_jpeg({}) + text("whatever comes behind")), "");
   const Buffer metadata = text(std::string_view("Exif\0\0", 6)) + exif(6);
@@ -287,7 +275,7 @@ TEST(Files, DecodesJpeg) {
   EXPECT_EQ(decode_image(small_jpeg(app1 + metadata)), Buffer(784, 128));
 }
 
-TEST(Files, RefusesEveryCutOfAJpeg) {
+TEST(Decoding, RefusesEveryCutOfAJpeg) {
   const Buffer file = small_jpeg({});
   for (std::size_t size = 3; size < file.size(); ++size) {
     const std::string error = image_error({file.begin(), file.begin() + size});
@@ -295,7 +283,7 @@ TEST(Files, RefusesEveryCutOfAJpeg) {
   }
 }
 
-TEST(Files, SaysHowAJpegIsDamaged) {
+TEST(Decoding, SaysHowAJpegIsDamaged) {
   Buffer file = small_jpeg({});
   EXPECT_EQ(image_error({file.begin(), file.end() - 2}),
             "the JPEG file is damaged: Premature end of JPEG file");
@@ -308,121 +296,78 @@ TEST(Files, SaysHowAJpegIsDamaged) {
   EXPECT_EQ(image_error(file), "65288x65288 pixels, at most 50000000 are decoded");
 }
 
-TEST(Files, SurvivesWhatFuzzersFound) {
+TEST(Decoding, SurvivesWhatFuzzersFound) {
   const std::filesystem::path folder = std::filesystem::path(NIN_TEST_DATA_DIR) / "regressions";
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
     if (!entry.is_regular_file()) continue;
     const Buffer file = read_file(entry.path());
-    for (const auto& error : {image_error(file), images_error(file), labels_error(file)}) {
-      EXPECT_EQ(error.find('\n'), std::string::npos) << entry.path();
-    }
+    EXPECT_EQ(image_error(file).find('\n'), std::string::npos) << entry.path();
   }
 }
 
-// --- IDX ---
+// --- RGB and other sizes; tests/test_cpp_images.py compares them with Pillow ---
 
-Buffer header(const std::vector<std::uint32_t>& numbers) {
-  Buffer bytes;
-  for (const std::uint32_t number : numbers) bytes = std::move(bytes) + u32(number);
-  return bytes;
+TEST(Decoding, KeepsTheColours) {
+  const Decoding rgb{Mode::rgb, Resize::stretch, 2, 3, 0, Filter::bilinear};
+  const auto colour = [&](std::uint8_t depth, std::uint8_t type, const Buffer& pixel,
+                          const Buffer& chunks) {
+    const Buffer file = encode({3, 2, depth, type, repeat(2, 3, pixel), chunks});
+    const Buffer pixels = nin::decode_image(file, rgb);
+    EXPECT_EQ(pixels.size(), 18U);
+    return Buffer(pixels.end() - 3, pixels.end());
+  };
+  EXPECT_EQ(colour(8, 2, {1, 2, 3}, {}), (Buffer{1, 2, 3}));
+  EXPECT_EQ(colour(8, 0, {7}, {}), (Buffer{7, 7, 7}));
+  EXPECT_EQ(colour(16, 0, {7, 255}, {}), (Buffer{7, 7, 7}));
+  EXPECT_EQ(colour(8, 4, {200, 0}, {}), (Buffer{0, 0, 0}));
+  EXPECT_EQ(colour(8, 6, {255, 0, 255, 99}, {}), (Buffer{99, 0, 99}));
+  EXPECT_EQ(colour(8, 3, {1}, chunk("PLTE", {0, 0, 0, 9, 8, 7})), (Buffer{9, 8, 7}));
+  EXPECT_EQ(colour(8, 2, {7, 8, 9}, chunk("tRNS", {0, 7, 0, 8, 0, 9})), (Buffer{0, 0, 0}));
 }
 
-Buffer float_images(float value) {
-  Buffer file = header({0x0D04, 1, 1, 224, 224});
-  const Buffer bytes = u32(std::bit_cast<std::uint32_t>(value));
-  for (std::size_t i = 0; i < 224 * 224; ++i) file.insert(file.end(), bytes.begin(), bytes.end());
-  return file;
+TEST(Decoding, PadsToAnySize) {
+  const Buffer square = encode({4, 4, 8, 0, repeat(4, 4, {200})});
+  EXPECT_EQ(nin::decode_image(square, {Mode::grey, Resize::pad, 2, 5, 0, Filter::bicubic}),
+            (Buffer{0, 0, 200, 200, 0, 0, 0, 200, 200, 0}));  // the margin of 1.5 becomes 2
 }
 
-TEST(Idx, ReadsTheRealImages) {
-  const std::filesystem::path folder(NIN_DATA_DIR);
-  const Buffer images = read_file(folder / "t10k-images-idx3-ubyte.gz");
-  EXPECT_TRUE(nin::is_idx(images));
-  const nin::IdxImages decoded = decode_idx_images(images);
-  EXPECT_EQ(decoded.pixels.size(), 10000 * nin::image_pixels);
-  EXPECT_TRUE(decoded.images.empty());
-  const Buffer labels = decode_idx_labels(read_file(folder / "t10k-labels-idx1-ubyte.gz"));
-  EXPECT_EQ(labels.size(), 10000);
-  EXPECT_EQ(Buffer(labels.begin(), labels.begin() + 5), (Buffer{9, 2, 1, 1, 6}));
+TEST(Decoding, CropsTheCentre) {
+  Buffer rows;
+  for (std::uint8_t y = 0; y < 2; ++y) rows = std::move(rows) + Buffer{0, 10, 20, 30, 40, 50};
+  const Buffer wide = encode({5, 2, 8, 0, rows});
+  EXPECT_EQ(nin::decode_image(wide, {Mode::grey, Resize::crop, 2, 2, 2, Filter::bilinear}),
+            (Buffer{30, 40, 30, 40}));  // 1.5 columns before become 2
+  EXPECT_EQ(nin::decode_image(wide, {Mode::grey, Resize::crop, 3, 3, 2, Filter::bilinear}),
+            (Buffer{20, 30, 40, 20, 30, 40, 0, 0, 0}));  // black below
 }
 
-TEST(Idx, ReadsPixelsPlainOrCompressed) {
-  const Buffer pixels = Buffer(784, 3) + Buffer(784, 4);
-  const Buffer file = header({0x0803, 2, 28, 28}) + pixels;
-  EXPECT_EQ(decode_idx_images(file).pixels, pixels);
-  EXPECT_EQ(decode_idx_images(gzip(file)).pixels, pixels);
-  EXPECT_EQ(decode_idx_images(gzip(file) + Buffer(9, 0)).pixels, pixels);
-  const Buffer in_two =
-      gzip({file.begin(), file.begin() + 7}) + gzip({}) + gzip({file.begin() + 7, file.end()});
-  EXPECT_EQ(decode_idx_images(in_two).pixels, pixels);
-  EXPECT_TRUE(decode_idx_images(header({0x0803, 0, 28, 28})).pixels.empty());
+TEST(Decoding, ChecksTheSizeOfAnImageOnceItIsUpright) {
+  const Decoding wide{Mode::grey, Resize::pad, 2, 100, 0, Filter::bicubic};
+  const auto error = [&](std::uint8_t orientation) {
+    const Png png{1, 60, 8, 0, repeat(60, 1, {9}), chunk("eXIf", exif(orientation))};
+    return reason([&] { (void)nin::decode_image(encode(png), wide); });
+  };
+  EXPECT_EQ(error(1), "1x60 pixels, of which an edge vanishes at 100x2");
+  EXPECT_EQ(error(6), "");
 }
 
-TEST(Idx, ReadsFloats) {
-  const nin::IdxImages decoded = decode_idx_images(gzip(float_images(-1.5F)));
-  EXPECT_TRUE(decoded.pixels.empty());
-  EXPECT_EQ(decoded.images, std::vector<float>(224 * 224, -1.5F));
+TEST(Decoding, RefusesWhatWouldBecomeTooLarge) {
+  const Decoding crop{Mode::rgb, Resize::crop, 224, 224, 256, Filter::bilinear};
+  EXPECT_EQ(reason([&] { (void)nin::decode_image(start({20, 60000, 8, 0, {}}), crop); }),
+            "20x60000 pixels, which would become 256x768000 pixels, at most 50000000");
 }
 
-TEST(Idx, RefusesNumbersThatAreNotFinite) {
-  constexpr float infinity = std::numeric_limits<float>::infinity();
-  EXPECT_EQ(images_error(float_images(infinity)), "image 0 holds inf, expected finite numbers");
-  EXPECT_EQ(images_error(float_images(std::numeric_limits<float>::quiet_NaN())),
-            "image 0 holds nan, expected finite numbers");
-}
-
-TEST(Idx, SaysWhatAHeaderHas) {
-  EXPECT_EQ(images_error(header({2051, 5, 27, 28})),
-            "not an IDX file of 28x28 images: its header is [2051, 5, 27, 28], "
-            "expected [2051, count, 28, 28]");
-  EXPECT_EQ(images_error(header({0x0D04, 5, 3, 224, 224})),
-            "not an IDX file of 1x224x224 floats: its header is [3332, 5, 3, 224, 224], "
-            "expected [3332, count, 1, 224, 224]");
-  EXPECT_EQ(images_error({0, 0, 8}),
-            "not an IDX file of 28x28 images: its header is "
-            "[2048, 0, 0, 0], expected [2051, count, 28, 28]");
-  EXPECT_EQ(labels_error(header({2051, 5})),
-            "not an IDX file of labels: its header is [2051, 5], expected [2049, count]");
-}
-
-TEST(Idx, SaysWhatAHeaderPromises) {
-  const Buffer five = header({2051, 5, 28, 28});
-  EXPECT_EQ(images_error(five + Buffer(84, 0)), "promises 5 images, 3936 bytes; it has 100 bytes");
-  EXPECT_EQ(images_error(gzip(five)), "promises 5 images, 3936 bytes; it has 16 bytes");
-  EXPECT_EQ(images_error(five + Buffer(3921, 0)), "promises 5 images, 3936 bytes; it has more");
-  EXPECT_EQ(labels_error(header({2049, 3}) + Buffer(2, 0)),
-            "promises 3 labels, 11 bytes; it has 10 bytes");
-}
-
-TEST(Idx, TrustsNoHeaderWithItsMemory) {
-  EXPECT_EQ(images_error(header({2051, 0xFFFFFFFF, 28, 28})),
-            "promises 4294967295 images, more than 2 GiB");
-  const Buffer bomb = gzip(header({2051, 1, 28, 28}) + Buffer(50'000'000, 0));
-  EXPECT_EQ(images_error(bomb), "promises 1 images, 800 bytes; it has more");
-}
-
-TEST(Idx, SaysWhyAFileCannotBeDecompressed) {
-  const Buffer file = gzip(header({2049, 4}) + Buffer(4, 1));
-  EXPECT_EQ(labels_error({file.begin(), file.end() - 1}),
-            "can't decompress: it ends before the end of the compressed data");
-  Buffer damaged = file;
-  damaged[file.size() - 1] ^= 1;
-  EXPECT_EQ(labels_error(damaged), "can't decompress: incorrect length check");
-  damaged = file;
-  damaged[file.size() - 8] ^= 1;
-  EXPECT_EQ(labels_error(damaged), "can't decompress: incorrect data check");
-  EXPECT_EQ(labels_error(file + text("rest")), "can't decompress: incorrect header check");
-  EXPECT_EQ(labels_error({0x1F, 0x8B}),
-            "can't decompress: it ends before the end of the compressed data");
-}
-
-TEST(Idx, IsKnownByItsFirstBytes) {
-  EXPECT_TRUE(nin::is_idx(header({0x0803})));
-  EXPECT_TRUE(nin::is_idx(header({0x0D04})));
-  EXPECT_TRUE(nin::is_idx(Buffer{0x1F, 0x8B}));
-  EXPECT_FALSE(nin::is_idx(header({0x0003})));
-  EXPECT_FALSE(nin::is_idx(Buffer{0, 0, 8}));
-  EXPECT_FALSE(nin::is_idx(text("\x89PNG")));
+TEST(Decoding, RefusesADecodingThatMakesNoSense) {
+  const auto error = [](const Decoding& decoding) {
+    return reason([&] { (void)nin::decode_image({}, decoding); });
+  };
+  EXPECT_EQ(error({Mode::grey, Resize::pad, 0, 28, 0, Filter::bicubic}),
+            "images can't be made 28x0 pixels; an edge has 1 to 65535, and all 50000000 at most");
+  for (const std::size_t edge : {std::size_t{60'000}, std::size_t{1} << 63}) {
+    EXPECT_NE(error({Mode::grey, Resize::stretch, edge, edge, 0, Filter::bicubic}), "");
+  }
+  EXPECT_EQ(error({Mode::grey, Resize::crop, 28, 28, 0, Filter::bicubic}),
+            "a shorter side can't have 0 pixels, expected 1 to 65535");
 }
 
 }  // namespace
