@@ -1,17 +1,9 @@
-"""How good a model is, class by class: the same as `nin evaluate`.
+"""The command `nin evaluate` of this checkout: tells how good a model is, class by class.
 
-python train/evaluate.py --runtime onnxruntime
+python train/evaluate.py --weights runs/best/nin.safetensors
 """
 
-from nin.commands import evaluate
-from nin.terminal import parser, run
-
-
-def main() -> None:
-    options = parser(evaluate.__doc__)
-    evaluate.add_options(options)
-    evaluate.execute(options.parse_args())
-
+from nin.commands import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("evaluate")

@@ -1,17 +1,9 @@
-"""Trains the built-in model's network: the same as `nin train`.
+"""The command `nin train` of this checkout: trains the built-in model's network.
 
 python train/train.py --limit 2000 --epochs 4 --output runs/try
 """
 
-from nin.commands import train
-from nin.terminal import parser, run
-
-
-def main() -> None:
-    options = parser(train.__doc__)
-    train.add_options(options)
-    train.execute(options.parse_args())
-
+from nin.commands import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("train")
