@@ -1,8 +1,8 @@
 """Trains the built-in model's network, as the book does or better.
 
-python train/train.py                                             # recipe best, to runs/best
-python train/train.py --recipe book                               # as the book, to runs/book
-python train/train.py --limit 2000 --epochs 4 --output runs/try   # a quick try
+nin train                                                         # recipe best, to runs/best
+nin train --recipe book                                           # as the book, to runs/book
+nin train --limit 2000 --epochs 4 --output runs/try               # a quick try
 torchrun --nproc-per-node 2 train/train.py --output runs/two      # on two devices
 
 Ctrl-C or SIGTERM writes a checkpoint and stops; the same command with --resume goes on.
