@@ -1,4 +1,4 @@
-"""Exports a model to ONNX, for any recent onnxruntime: another name of `nin export onnx`.
+"""Exports a model to ONNX: another name of `nin export onnx`.
 
 python export/to_onnx.py --help
 """

@@ -1,4 +1,4 @@
-"""Exports a model to TorchScript, for LibTorch and Triton: another name of `nin export torchscript`.
+"""Exports a model to TorchScript: another name of `nin export torchscript`.
 
 python export/to_torchscript.py --help
 """

@@ -19,16 +19,16 @@ import matplotlib as mpl
 import torch
 from tqdm import tqdm
 
-from nin.contract import FASHION_MNIST
+from nin.contract import load_contract
 from nin.errors import CheckError, InputError
 from nin.export.artifact import read_artifact
 from nin.files import atomic_path, make_folder, write_atomically
-from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, ROOT
+from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, NIN, ROOT
 from nin.terminal import parser, positive, processor, run, short, table
 
 BATCHES = (1, 16, 64)
 IMAGES = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
-MODEL = f"{FASHION_MNIST.name}.pt"
+MODEL = f"{load_contract(NIN).name}.pt"
 
 CPP, TORCHSCRIPT, EAGER = "C++ LibTorch", "torchscript", "eager"
 SIDES = {CPP: CPP, TORCHSCRIPT: "Python TorchScript", EAGER: "Python eager"}
@@ -93,7 +93,8 @@ def measure(args: argparse.Namespace) -> list[dict[Point, Measured]]:
         for found in rounds:
             for point in plan:
                 bar.set_description("{}, batch {}".format(*point))
-                found[point] = measure_one(*point, args.calls, args.artifacts / MODEL)
+                name, batch = point
+                found[point] = measure_one(name, batch, args.calls, args.artifacts / MODEL)
                 bar.update()
     return rounds
 

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from nin.training.network import NiN
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -34,7 +33,6 @@ from tqdm import tqdm
 
 from nin.errors import InputError
 from nin.files import make_folder, write_atomically
-from nin.network.classifier import SCALE
 from nin.terminal import natural, parser, positive, run, short, table
 from nin.training.batches import SIDE, Batches
 from nin.training.data import load
@@ -43,9 +41,9 @@ from nin.training.devices import (
     add_device_options,
     find_device,
     find_precision,
-    kept_memory,
     processor_name,
 )
+from nin.training.network import SCALE, NiN
 from nin.training.recipes import BEST, BOOK, Recipe
 from nin.training.trainer import Settings, Trainer
 
@@ -224,7 +222,7 @@ class BookLoop:
         images, labels = images.to(self.device), labels.to(self.device)
         logits = self.network(images)
         loss = F.cross_entropy(logits, labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
             right = (logits.argmax(dim=1) == labels).sum()
@@ -255,7 +253,7 @@ def make_trainer(
 
 
 def take_turn(trainer: Trainer, steps: int) -> Rates:
-    with kept_memory():
+    with trainer.accelerated():
         trainer.step()
         synchronise(trainer.device)
         began = time.perf_counter()
@@ -334,7 +332,7 @@ def flops_per_image(side: int, *, backward: bool = True) -> int:
         logits = network(image)
         if backward:
             logits.sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 # What is told

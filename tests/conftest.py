@@ -22,6 +22,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nin.commands import main
 from nin.contract import Contract, load_contract
 from nin.errors import InputError
 from nin.export.artifact import read_manifest, write_manifest
@@ -89,6 +90,21 @@ def script(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
+@pytest.fixture
+def nin(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Runs the console program in this process: `nin("init", folder, ...)`."""
+
+    def run(*options: object) -> Ended:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["nin", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capfd.readouterr())
+
+    return run
+
+
 def run_script(monkeypatch: pytest.MonkeyPatch, path: str, *options: object) -> int:
     monkeypatch.setattr(sys, "argv", [path, *map(str, options)])
     with pytest.raises(SystemExit) as ended:
@@ -135,8 +151,8 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of a small grey network, which is exported in a second."""
+def lenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third model: grey, small, and quick to export and to publish."""
     with made_once(tmp_path_factory, "lenet") as (folder, filled):
         if not filled:
             make_lenet(folder)
@@ -152,12 +168,8 @@ def resnet18_artifacts(resnet18: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def lenet(tmp_path_factory: pytest.TempPathFactory) -> Contract:
-    """A third model: grey, small, and quick to export and to publish."""
-    with made_once(tmp_path_factory, "lenet") as (folder, filled):
-        if not filled:
-            make_lenet(folder)
-    return load_contract(folder)
+def lenet(lenet_folder: Path) -> Contract:
+    return load_contract(lenet_folder)
 
 
 @pytest.fixture(scope="session")

@@ -131,8 +131,8 @@ def test_nothing_of_the_exporting_machine_is_inside(name: str, artifacts: Path) 
 # Options
 
 
-def test_replaces_an_earlier_export(lenet: Path, tmp_path: Path, script: Script) -> None:
-    options = ("--model", lenet, "--output", tmp_path)
+def test_replaces_an_earlier_export(lenet_folder: Path, tmp_path: Path, script: Script) -> None:
+    options = ("--model", lenet_folder, "--output", tmp_path)
     assert script(SCRIPTS["onnx"], *options).code == 0
     before = (tmp_path / "lenet.onnx").stat().st_ino
     ended = script(SCRIPTS["onnx"], *options, "--graph", "lenet", "--opset", 20)
@@ -146,10 +146,10 @@ def test_replaces_an_earlier_export(lenet: Path, tmp_path: Path, script: Script)
 
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_exports_are_the_same_to_the_byte_but_for_names(
-    kind: str, lenet: Path, tmp_path: Path, script: Script
+    kind: str, lenet_folder: Path, tmp_path: Path, script: Script
 ) -> None:
     for name in "ab":
-        options = ("--model", lenet, "--output", tmp_path / name)
+        options = ("--model", lenet_folder, "--output", tmp_path / name)
         assert script(SCRIPTS[kind], *options).code == 0
     for graph in ("lenet", "small"):
         ours, theirs = ((tmp_path / f / f"{graph}.{kind}").read_bytes() for f in "ab")
@@ -173,17 +173,19 @@ def test_every_known_release_gets_an_opset_it_loads() -> None:
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-def test_every_opset_exports(opset: int, lenet: Path, tmp_path: Path, script: Script) -> None:
-    options = ("--model", lenet, "--graph", "small", "--output", tmp_path, "--opset", opset)
+def test_every_opset_exports(
+    opset: int, lenet_folder: Path, tmp_path: Path, script: Script
+) -> None:
+    options = ("--model", lenet_folder, "--graph", "small", "--output", tmp_path, "--opset", opset)
     ended = script(SCRIPTS["onnx"], *options)
     assert (ended.code, ended.err) == (0, "")
     assert f"opset {opset}" in ended.out
 
 
 def test_torchscript_for_a_release_says_its_torch(
-    lenet: Path, tmp_path: Path, script: Script
+    lenet_folder: Path, tmp_path: Path, script: Script
 ) -> None:
-    options = ("--model", lenet, "--output", tmp_path, "--target-triton", "24.10")
+    options = ("--model", lenet_folder, "--output", tmp_path, "--target-triton", "24.10")
     out = script(SCRIPTS["pt"], *options).out
     assert "small.pt: Triton 24.10 carries torch 2.5, which has all its operators" in out
 
@@ -288,16 +290,16 @@ def test_refuses_a_folder_it_cannot_write_to(kind: str, tmp_path: Path, script: 
 @pytest.mark.parametrize("content", [b"mine", b"", b"PK\x03\x04 mine"])
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_overwrites_a_foreign_file_only_with_force(
-    kind: str, content: bytes, lenet: Path, tmp_path: Path, script: Script
+    kind: str, content: bytes, lenet_folder: Path, tmp_path: Path, script: Script
 ) -> None:
     path = tmp_path / f"small.{kind}"
     path.write_bytes(content)
-    ended = script(SCRIPTS[kind], "--model", lenet, "--output", tmp_path)
+    ended = script(SCRIPTS[kind], "--model", lenet_folder, "--output", tmp_path)
     assert ended.code == 2
     assert f"{path.name} exists and isn't a whole export of this project" in ended.err
     assert files(tmp_path) == [path.name]  # the other graph isn't exported either
     assert path.read_bytes() == content
-    options = ("--model", lenet, "--graph", "small", "--force")
+    options = ("--model", lenet_folder, "--graph", "small", "--force")
     assert script(SCRIPTS[kind], "--output", tmp_path, *options).code == 0
     assert read_manifest(tmp_path)[path.name].size == path.stat().st_size
 
@@ -324,10 +326,10 @@ def test_refuses_a_foreign_onnx_model(tmp_path: Path, script: Script) -> None:
 
 
 def test_a_foreign_manifest_is_kept_without_force(
-    lenet: Path, tmp_path: Path, script: Script
+    lenet_folder: Path, tmp_path: Path, script: Script
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"name": "my web app"}')
-    options = ("--model", lenet, "--output", tmp_path, "--graph", "lenet")
+    options = ("--model", lenet_folder, "--output", tmp_path, "--graph", "lenet")
     ended = script(SCRIPTS["onnx"], *options)
     assert ended.code == 2
     assert "isn't a manifest of this project" in ended.err
@@ -338,7 +340,7 @@ def test_a_foreign_manifest_is_kept_without_force(
 
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_an_export_that_fails_its_golden_vectors_is_not_published(
-    kind: str, lenet: Path, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+    kind: str, lenet_folder: Path, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exported module is broken after the reference was computed."""
     make = TrainedModel.module
@@ -350,7 +352,7 @@ def test_an_export_that_fails_its_golden_vectors_is_not_published(
         return module
 
     monkeypatch.setattr(TrainedModel, "module", broken)
-    ended = script(SCRIPTS[kind], "--model", lenet, "--output", tmp_path)
+    ended = script(SCRIPTS[kind], "--model", lenet_folder, "--output", tmp_path)
     assert ended.code == 1
     assert "is not published: golden vectors: logits is off by" in ended.err
     assert files(tmp_path) == []
@@ -394,14 +396,14 @@ def test_largest_batch_runs_in_plain_onnxruntime(
 @pytest.mark.parametrize(
     ("kind", "condition", "message"),
     [
-        ("onnx", "x.sum().item() > 9", "lenet can't be exported to ONNX: Could not guard on data"),
+        ("onnx", "x.sum().item() > 1e9", "lenet can't be exported to ONNX: Could not guard"),
         ("pt", "torch.jit.is_tracing()", "lenet can't be traced for TorchScript: "),
     ],
 )
 def test_a_network_that_can_not_be_exported_says_why(
-    kind: str, condition: str, message: str, lenet: Path, tmp_path: Path, script: Script
+    kind: str, condition: str, message: str, lenet_folder: Path, tmp_path: Path, script: Script
 ) -> None:
-    folder = Path(shutil.copytree(lenet, tmp_path / "model"))
+    folder = Path(shutil.copytree(lenet_folder, tmp_path / "model"))
     code = (folder / "net.py").read_text()
     signature = "    def forward(self, x):\n"
     branching = f"{signature}        if {condition}:\n            return x.numpy()\n"

@@ -38,14 +38,14 @@ def test_the_client_is_imported_quickly_and_without_anything_heavy() -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment with the wheel and what it requires, and nothing else."""
     folder = tmp_path_factory.mktemp("installed")
-    pip = ("-m", "pip", "--disable-pip-version-check", "--quiet")
-    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
-    subprocess.run([sys.executable, *pip, *build], check=True)
-    (wheel,) = folder.glob("nin-*.whl")
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")
     programs = folder / "venv" / "bin"
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = folder.glob("nin-*.whl")
     install = ("install", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel)
-    subprocess.run([programs / "python", *pip, *install], check=True)
+    subprocess.run([*pip, "--python", programs / "python", *install], check=True)
     return programs
 
 

@@ -184,13 +184,13 @@ def change_one_weight(module: torch.nn.Module) -> None:
     weight.view(-1)[weight.abs().argmax()] *= -1
 
 
-def swap_two_channels(module: torch.nn.Module) -> None:
+def swap_two_channels(module: Any) -> None:
     conv = next(m for m in module.modules() if getattr(m, "out_channels", 0) == 256)
     for parameter in (conv.weight, conv.bias):
         parameter[[3, 7]] = parameter[[7, 3]]
 
 
-def rotate_outputs(module: torch.nn.Module) -> None:
+def rotate_outputs(module: Any) -> None:
     conv = [m for m in module.modules() if getattr(m, "out_channels", 0) == len(LABELS)][-1]
     conv.weight.copy_(conv.weight.roll(1, 0))
     conv.bias.copy_(conv.bias.roll(1, 0))
@@ -201,11 +201,11 @@ def round_to_bfloat16(module: torch.nn.Module) -> None:
         parameter.copy_(parameter.bfloat16().float())
 
 
-def drop_the_division(module: torch.nn.Module) -> None:
+def drop_the_division(module: Any) -> None:
     module.stem.weight.mul_(255)
 
 
-def forget_a_bias(module: torch.nn.Module) -> None:
+def forget_a_bias(module: Any) -> None:
     next(m for m in module.modules() if isinstance(m, torch.nn.Conv2d)).bias.zero_()
 
 

@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nin.contract import Contract, Samples, load_contract
+from nin.contract import Contract, Samples
 from nin.errors import InputError
 from nin.images import encode_idx, encode_png
-from nin.paths import NIN
 from nin.samples import open_samples
 
 Pixels = NDArray[np.uint8]
-
-
-@pytest.fixture(scope="module")
-def nin() -> Contract:
-    return load_contract(NIN)
 
 
 def in_folder(contract: Contract, folder: Path, kind: str) -> Contract:
@@ -49,9 +43,9 @@ def write_pair(folder: Path, prefix: str, images: Pixels, labels: Pixels | None)
 
 
 def test_the_built_in_models_are_the_test_images(
-    nin: Contract, pixels: Pixels, labels: Pixels
+    contract: Contract, pixels: Pixels, labels: Pixels
 ) -> None:
-    samples = open_samples(nin)
+    samples = open_samples(contract)
     assert len(samples) == 10_000
     assert samples.names[7] == "t10k-images-idx3-ubyte.gz[7]"
     np.testing.assert_array_equal(samples.pixels([3, 0]), pixels[[3, 0]])
@@ -60,10 +54,10 @@ def test_the_built_in_models_are_the_test_images(
     assert samples.classes.dtype == np.int64
 
 
-def test_test_images_come_before_training_images(nin: Contract, tmp_path: Path) -> None:
+def test_test_images_come_before_training_images(contract: Contract, tmp_path: Path) -> None:
     images = noise(5, 28, 28)
     write_pair(tmp_path, "train-", 255 - images, np.arange(5, dtype=np.uint8))
-    contract = in_folder(nin, tmp_path, "idx")
+    contract = in_folder(contract, tmp_path, "idx")
     np.testing.assert_array_equal(open_samples(contract).pixels(range(5)), 255 - images)
     write_pair(tmp_path, "t10k-", images, np.arange(5, 10, dtype=np.uint8))
     samples = open_samples(contract)
@@ -71,10 +65,12 @@ def test_test_images_come_before_training_images(nin: Contract, tmp_path: Path) 
     np.testing.assert_array_equal(samples.classes, range(5, 10))
 
 
-def test_rgb_without_labels_from_the_folder_that_is_named(nin: Contract, tmp_path: Path) -> None:
+def test_rgb_without_labels_from_the_folder_that_is_named(
+    contract: Contract, tmp_path: Path
+) -> None:
     images = noise(3, 28, 28, 3)
     write_pair(tmp_path, "", images, None)
-    samples = open_samples(rgb(nin, tmp_path / "nowhere", "idx"), tmp_path)
+    samples = open_samples(rgb(contract, tmp_path / "nowhere", "idx"), tmp_path)
     assert samples.classes is None
     np.testing.assert_array_equal(samples.pixels([2]), images[2:])
     assert samples.pixels([]).shape == (0, 28, 28, 3)
@@ -91,18 +87,18 @@ def test_rgb_without_labels_from_the_folder_that_is_named(nin: Contract, tmp_pat
     ],
 )
 def test_idx_files_that_do_not_fit(
-    nin: Contract, tmp_path: Path, images: Pixels, labels: list[int] | None, message: str
+    contract: Contract, tmp_path: Path, images: Pixels, labels: list[int] | None, message: str
 ) -> None:
     write_pair(tmp_path, "t10k-", images, None if labels is None else np.array(labels, np.uint8))
     with pytest.raises(InputError, match=message):
-        open_samples(in_folder(nin, tmp_path, "idx"))
+        open_samples(in_folder(contract, tmp_path, "idx"))
 
 
-def test_several_files_of_images_are_one_too_many(nin: Contract, tmp_path: Path) -> None:
+def test_several_files_of_images_are_one_too_many(contract: Contract, tmp_path: Path) -> None:
     for prefix in ("a-", "b-"):
         write_pair(tmp_path, prefix, noise(1, 28, 28), None)
     with pytest.raises(InputError, match="a-images-idx3-ubyte, b-images-idx3-ubyte; keep"):
-        open_samples(in_folder(nin, tmp_path, "idx"))
+        open_samples(in_folder(contract, tmp_path, "idx"))
 
 
 # --- folders ---
@@ -115,42 +111,42 @@ def write_images(folder: Path, *names: str) -> None:
         path.write_bytes(encode_png(noise(28, 28, seed=seed)))
 
 
-def test_the_first_few_are_of_many_classes(nin: Contract, tmp_path: Path) -> None:
+def test_the_first_few_are_of_many_classes(contract: Contract, tmp_path: Path) -> None:
     write_images(tmp_path, "0/a.png", "0/b.png", "0/c.png", "2/d.png", "9/e.png", "9/f.png")
     (tmp_path / ".hidden").touch()
-    samples = open_samples(in_folder(nin, tmp_path, "folder"))
+    samples = open_samples(in_folder(contract, tmp_path, "folder"))
     assert list(samples.names) == ["0/a.png", "2/d.png", "9/e.png", "0/b.png", "9/f.png", "0/c.png"]
     np.testing.assert_array_equal(samples.classes, [0, 2, 9, 0, 9, 0])
     np.testing.assert_array_equal(samples.pixels(np.array([3])), noise(1, 28, 28, seed=1))
 
 
-def test_loose_files_have_no_classes(nin: Contract, tmp_path: Path) -> None:
+def test_loose_files_have_no_classes(contract: Contract, tmp_path: Path) -> None:
     write_images(tmp_path, "b.png", "a.png", "图 片.png")
-    samples = open_samples(in_folder(nin, tmp_path, "folder"))
+    samples = open_samples(in_folder(contract, tmp_path, "folder"))
     assert list(samples.names) == ["a.png", "b.png", "图 片.png"]
     assert samples.classes is None
     expected = np.stack([noise(28, 28, seed=seed) for seed in (1, 0, 2)])
     np.testing.assert_array_equal(samples.pixels(range(3)), expected)
 
 
-def test_files_are_decoded_as_the_contract_says(nin: Contract, tmp_path: Path) -> None:
+def test_files_are_decoded_as_the_contract_says(contract: Contract, tmp_path: Path) -> None:
     (tmp_path / "wide.png").write_bytes(encode_png(noise(30, 90, 3)))
-    samples = open_samples(rgb(nin, tmp_path))
+    samples = open_samples(rgb(contract, tmp_path))
     np.testing.assert_array_equal(samples.pixels([0])[0], noise(30, 90, 3)[1:29, 31:59])
 
 
-def test_files_are_decoded_only_when_asked_for(nin: Contract, tmp_path: Path) -> None:
+def test_files_are_decoded_only_when_asked_for(contract: Contract, tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:100])
-    samples = open_samples(in_folder(nin, tmp_path, "folder"))
+    samples = open_samples(in_folder(contract, tmp_path, "folder"))
     assert samples.pixels([0]).any()
     with pytest.raises(InputError, match=r"b\.png can't be decoded: not a whole PNG or JPEG file"):
         samples.pixels([0, 1])
 
 
 @pytest.mark.parametrize("kind", ["folder", "idx"])
-def test_nothing_there(nin: Contract, tmp_path: Path, kind: str) -> None:
-    contract = in_folder(nin, tmp_path, kind)
+def test_nothing_there(contract: Contract, tmp_path: Path, kind: str) -> None:
+    contract = in_folder(contract, tmp_path, kind)
     with pytest.raises(InputError, match=f"{tmp_path} holds no samples, expected"):
         open_samples(contract)
     with pytest.raises(InputError, match="no folder of samples at .*nowhere: nothing is there"):
@@ -171,19 +167,19 @@ def test_nothing_there(nin: Contract, tmp_path: Path, kind: str) -> None:
     ],
 )
 def test_folders_that_do_not_fit(
-    nin: Contract, tmp_path: Path, names: list[str], message: str
+    contract: Contract, tmp_path: Path, names: list[str], message: str
 ) -> None:
     write_images(tmp_path, *names)
     with pytest.raises(InputError, match=message):
-        open_samples(in_folder(nin, tmp_path, "folder"))
+        open_samples(in_folder(contract, tmp_path, "folder"))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"GIF89a"])
 @pytest.mark.parametrize("name", ["README.png", "3/notes"])
 def test_a_file_that_is_no_image_is_named(
-    nin: Contract, tmp_path: Path, name: str, content: bytes
+    contract: Contract, tmp_path: Path, name: str, content: bytes
 ) -> None:
     write_images(tmp_path, f"{name}.png")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name} is no PNG or JPEG file; move it out"):
-        open_samples(in_folder(nin, tmp_path, "folder"))
+        open_samples(in_folder(contract, tmp_path, "folder"))

@@ -87,6 +87,26 @@ void settle_threads() {
   }
 }
 
+/// Has LibTorch's OpenMP use one thread in this thread of ours alone. at::set_num_threads would
+/// change it for others too.
+class OneThread {
+ public:
+  OneThread() { set(1); }
+  ~OneThread() { set(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  /// Does nothing where LibTorch was built without OpenMP.
+  static void set(int count) {
+    static const auto function =
+        reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+    if (function != nullptr) function(count);
+  }
+
+  int before_ = at::get_num_threads();
+};
+
 torch::Device parse_device(const std::string& text) {
   const auto colon = text.find(':');
   const std::string kind = text.substr(0, colon);
@@ -188,7 +208,8 @@ struct Classifier::Impl {
       const auto some = items.subspan(start, std::min(part, items.size() - start));
       sizes.front() = static_cast<int64_t>(some.size() / item);
       // from_blob wants a mutable pointer, and the model doesn't write to its input
-      forward(torch::from_blob(const_cast<T*>(some.data()), sizes, torch::CppTypeToScalarType<T>::value),
+      forward(torch::from_blob(const_cast<T*>(some.data()), sizes,
+                               torch::CppTypeToScalarType<T>::value),
               outputs);
     }
     if (input.type == ElementType::float32) {
@@ -232,13 +253,16 @@ struct Classifier::Impl {
     }
   }
 
-  /// Together, and each alone: what is right in a batch may be wrong for a single image.
+  /// Together, and each alone: what is right in a batch may be wrong for a single image. The first
+  /// alone as any call will be run, the others on one thread: on a busy machine, threads wait for
+  /// each other at every layer of so small a batch (measured: docs/cpp.md).
   template <typename T>
   void replay(std::span<const T> items) const {
     check_golden(run_parts(items), "in a batch");
     const std::size_t item = metadata.info.input.item_size();
-    Outputs alone;
-    for (std::size_t start = 0; start < items.size(); start += item) {
+    Outputs alone = run_parts(items.first(item));
+    const OneThread guard;
+    for (std::size_t start = item; start < items.size(); start += item) {
       alone.append(run_parts(items.subspan(start, item)));
     }
     check_golden(alone, "for single images");

@@ -70,18 +70,17 @@ Image transpose(Image image, int orientation) {
   const bool right_to_left = orientation == 2 || orientation == 3 || orientation >= 7;
   const bool bottom_up =
       orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
-  Image upright{swap ? image.height : image.width,
-                swap ? image.width : image.height,
-                image.channels,
-                {}};
+  Image upright{
+      swap ? image.height : image.width, swap ? image.width : image.height, image.channels, {}};
   upright.pixels.reserve(image.pixels.size());
   for (std::size_t y = 0; y < upright.height; ++y) {
     for (std::size_t x = 0; x < upright.width; ++x) {
       const std::size_t column = swap ? y : x, row = swap ? x : y;
       const std::size_t from_x = right_to_left ? image.width - 1 - column : column;
       const std::size_t from_y = bottom_up ? image.height - 1 - row : row;
-      const auto from = image.pixels.begin() + static_cast<std::ptrdiff_t>(
-                                                   (from_y * image.width + from_x) * image.channels);
+      const auto from =
+          image.pixels.begin() +
+          static_cast<std::ptrdiff_t>((from_y * image.width + from_x) * image.channels);
       upright.pixels.insert(upright.pixels.end(), from,
                             from + static_cast<std::ptrdiff_t>(image.channels));
     }

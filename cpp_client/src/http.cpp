@@ -136,16 +136,6 @@ Answer Connection::get(const std::string& path) {
   return perform(path, nullptr, json_bytes_at_most);
 }
 
-Answer Connection::post(const std::string& path, const std::string& text) {
-  connect();
-  Headers headers;
-  append(headers, "Content-Type: application/json");
-  set(CURLOPT_POST, 1L);
-  set(CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(text.size()));
-  set(CURLOPT_POSTFIELDS, text.data());
-  return perform(path, headers.get(), json_bytes_at_most);
-}
-
 Answer Connection::post(const std::string& path, const std::string& text,
                         std::span<const std::byte> tensor, std::size_t limit) {
   connect();

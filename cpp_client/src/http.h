@@ -45,9 +45,6 @@ class Connection {
 
   Answer get(const std::string& path);
 
-  /// A JSON text.
-  Answer post(const std::string& path, const std::string& text);
-
   /// A JSON text and a tensor after it; `limit` is the size of the largest right answer.
   Answer post(const std::string& path, const std::string& text, std::span<const std::byte> tensor,
               std::size_t limit);

@@ -43,17 +43,18 @@ T to_choice(const json& value, const char* what,
     if (value == text) return choice;
     known += (known.empty() ? "" : ", ") + std::string(text);
   }
-  throw Error(std::string("its ") + what + " is " + one_line(value.dump()) + ", known are " + known);
+  throw Error(std::string("its ") + what + " is " + one_line(value.dump()) + ", known are " +
+              known);
 }
 
 // --- the contract ---
 
 Input parse_input(const json& tensor) {
-  Input input{tensor.at("name").get<std::string>(),
-              to_choice<ElementType>(tensor.at("dtype"), "input's dtype",
-                                     {{"uint8", ElementType::uint8},
-                                      {"float32", ElementType::float32}}),
-              {}};
+  Input input{
+      tensor.at("name").get<std::string>(),
+      to_choice<ElementType>(tensor.at("dtype"), "input's dtype",
+                             {{"uint8", ElementType::uint8}, {"float32", ElementType::float32}}),
+      {}};
   const json& shape = tensor.at("shape");
   if (input.name.empty() || !shape.is_array() || shape.empty() || shape.size() > 8 ||
       shape.front() != "batch") {
@@ -216,8 +217,8 @@ Golden parse_golden(const json& data, const Metadata& metadata) {
                   ", expected a number from 0 on");
     }
     golden.budget[name] = budget;
-    golden.outputs[name] = parse_values(data.at("outputs").at(name),
-                                        golden.count * metadata.info.labels.size(), name);
+    golden.outputs[name] =
+        parse_values(data.at("outputs").at(name), golden.count * metadata.info.labels.size(), name);
   }
   return golden;
 }
@@ -238,8 +239,8 @@ std::vector<std::string> output_names(const Input& input) {
 }
 
 std::string to_text(const Input& input) {
-  std::string text = one_line(input.name) +
-                     (input.type == ElementType::uint8 ? " uint8 (N" : " float32 (N");
+  std::string text =
+      one_line(input.name) + (input.type == ElementType::uint8 ? " uint8 (N" : " float32 (N");
   for (const std::size_t size : input.shape) text += ", " + std::to_string(size);
   return text + ")";
 }

@@ -32,8 +32,8 @@ void check_input(const ModelInfo& info, ElementType type, std::size_t size) {
   }
   const std::size_t item = info.input.item_size();
   if (size % item != 0) {
-    throw Error(std::to_string(size) + (pixels ? " pixels" : " floats") +
-                " are no multiple of " + std::to_string(item) + ", the size of an image");
+    throw Error(std::to_string(size) + (pixels ? " pixels" : " floats") + " are no multiple of " +
+                std::to_string(item) + ", the size of an image");
   }
 }
 

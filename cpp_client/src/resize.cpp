@@ -111,8 +111,7 @@ Image resize_height(const Image& image, std::size_t height, const Kernel& kernel
   resized.pixels.reserve(row_size(resized) * height);
   for (const Window& window : windows(image.height, height, kernel)) {
     for (std::size_t x = 0; x < row_size(image); ++x) {
-      resized.pixels.push_back(
-          weigh(window, std::span(image.pixels).subspan(x), row_size(image)));
+      resized.pixels.push_back(weigh(window, std::span(image.pixels).subspan(x), row_size(image)));
     }
   }
   return resized;

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <map>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -114,10 +115,11 @@ void put_label(std::vector<std::string>& labels, const std::string& text) {
   labels[index] = text.substr(std::min(second + 1, text.size()));
 }
 
-std::vector<std::string> ready_models(const std::string& index) {
-  std::vector<std::string> names;
-  for (const json& model : parse_json(index)) {
-    if (model.value("state", "") == "READY") names.push_back(model.at("name").get<std::string>());
+/// The names of the models that statistics are of: those that are ready, by each of their versions.
+std::set<std::string> ready_models(const json& statistics) {
+  std::set<std::string> names;
+  for (const json& model : statistics.at("model_stats")) {
+    names.insert(model.at("name").get<std::string>());
   }
   return names;
 }
@@ -133,9 +135,9 @@ std::vector<float> to_floats(std::string_view bytes) {
 struct TritonClient::Impl {
   explicit Impl(const TritonOptions& options);
 
-  // Asking for what the model is.
+  // Asking for what the model is; `unknown` says what it means that the server knows nothing there.
   std::string find_model();
-  json ask(const std::string& where);
+  json ask(const std::string& where, const std::string& unknown);
   void read_contract(const json& metadata);
   void read_config(const json& config);
   void read_labels();
@@ -173,37 +175,33 @@ TritonClient::Impl::Impl(const TritonOptions& options)
     : connection(options.url, options.timeout_s) {
   info.graph = options.model.empty() ? find_model() : checked_model(options.model);
   path = "/v2/models/" + info.graph;
-  read_contract(ask(path));
-  read_config(ask(path + "/config"));
+  const std::string unknown = "has no model " + info.graph;
+  read_contract(ask(path, unknown));
+  read_config(ask(path + "/config", unknown));
   read_labels();
 }
 
-/// The only M that is ready together with an M_image, which decodes files for it.
+/// The only M that is ready together with an M_image, which decodes files for it. Statistics list
+/// the models as well as the repository's index does, which servers keep to themselves.
 std::string TritonClient::Impl::find_model() {
-  const Answer answer = connection.post("/v2/repository/index", R"({"ready":true})");
-  if (answer.status != 200) {
-    connection.fail("doesn't list its models, HTTP " + std::to_string(answer.status) + ": " +
-                    reason_of(answer.body) + "; name the model");
-  }
-  const std::vector<std::string> ready = readable([&] { return ready_models(answer.body); });
+  const json statistics = ask("/v2/models/stats", "doesn't list its models, name one");
+  const std::set<std::string> ready = readable([&] { return ready_models(statistics); });
   std::vector<std::string> found;
-  std::ranges::copy_if(ready, std::back_inserter(found), [&](const std::string& name) {
-    return std::ranges::find(ready, name + "_image") != ready.end();
-  });
+  std::ranges::copy_if(ready, std::back_inserter(found),
+                       [&](const std::string& name) { return ready.contains(name + "_image"); });
   if (found.size() == 1) return readable([&] { return checked_model(found.front()); });
-  const std::vector<std::string>& shown = found.empty() ? ready : found;
   std::string names;
-  for (const std::string& name : shown) names += (names.empty() ? "" : ", ") + name;
+  for (const std::string& name : ready) names += (names.empty() ? "" : ", ") + name;
   connection.fail("has " + std::to_string(found.size()) +
                   " models M with an M_image beside it; name the model, one of: " +
                   (names.empty() ? "none is ready" : one_line(names)));
 }
 
-json TritonClient::Impl::ask(const std::string& where) {
+json TritonClient::Impl::ask(const std::string& where, const std::string& unknown) {
   const Answer answer = connection.get(where);
   const std::string status = std::to_string(answer.status);
   if (answer.status == 400 || answer.status == 404) {
-    connection.fail("has no model " + info.graph + ": " + reason_of(answer.body));
+    connection.fail(unknown + ": " + reason_of(answer.body));
   }
   if (answer.status != 200) {
     connection.fail("answers with HTTP " + status + ": " + reason_of(answer.body));
@@ -223,9 +221,8 @@ void TritonClient::Impl::read_contract(const json& metadata) {
   }
   info.input = *input;
   outputs = output_names(info.input);
-  const std::size_t classes = readable([&] {
-    return to_size(named(metadata.at("outputs"), outputs.front()).at("shape").at(1));
-  });
+  const std::size_t classes = readable(
+      [&] { return to_size(named(metadata.at("outputs"), outputs.front()).at("shape").at(1)); });
   for (const std::string& name : outputs) {
     const std::string expected = name + " FP32 [-1," + std::to_string(classes) + "]";
     const std::string found =

@@ -150,8 +150,9 @@ TEST(Metadata, EveryTextIsNeeded) {
 }
 
 TEST(Metadata, AContractThatMakesNoSenseIsRefused) {
-  for (const char* place : {"/input/name", "/input/dtype", "/input/shape", "/outputs/1/name",
-                            "/outputs/0/dtype", "/max_batch", "/kind", "/files/mode", "/files"}) {
+  EXPECT_NE(error_with("contract", "/input/name", ""), "");
+  for (const char* place : {"/input/dtype", "/input/shape", "/outputs/1/name", "/outputs/0/dtype",
+                            "/max_batch", "/kind", "/files/mode", "/files"}) {
     EXPECT_NE(error_with("contract", place, "other"), "") << place;
     EXPECT_NE(error_with("contract", place, nullptr), "") << place;
   }
@@ -209,13 +210,14 @@ TEST(Metadata, DamagedGoldenVectorsAreRefused) {
   expect_part(error_with("golden", "/inputs", "AAAA"),
               "its golden inputs have 4 characters of base64, expected 32 for 24 bytes");
   expect_part(error_with("golden", "/inputs", std::string(32, '*')), "inputs are no base64");
-  expect_part(error_with("golden", "/shape/0", 0), "number of golden inputs is 0, expected 1 to 32");
+  expect_part(error_with("golden", "/shape/0", 0),
+              "number of golden inputs is 0, expected 1 to 32");
   expect_part(error_with("golden", "/shape/0", 1'000'000'000), "expected 1 to 32");
   expect_part(error_with("golden", "/shape", {1, 2, 4}), "expected [1,2,4,3]");
   expect_part(error_with("golden", "/budget/logits", -1), "its budget for logits is -1");
   expect_part(error_with("golden", "/outputs/logits", base64(std::vector{1.0})),
               "its golden logits have 12 characters of base64, expected 24 for 16 bytes");
-  expect_part(error_with("golden", "/outputs/logits", base64(std::vector{1.0, NAN})),
+  expect_part(error_with("golden", "/outputs/logits", base64(std::vector<double>{1.0, NAN})),
               "its golden logits aren't finite numbers");
   EXPECT_NE(error_with("golden", "/outputs/logits", {1.0, 2.0}), "");
 }

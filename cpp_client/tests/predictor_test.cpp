@@ -15,7 +15,8 @@ using Bytes = std::vector<std::uint8_t>;
 class Fake final : public nin::Predictor {
  public:
   explicit Fake(std::optional<nin::Decoding> decoding)
-      : info_{"fake", {"pixels", nin::ElementType::uint8, {1, 2}}, {"left", "right"}, 4, decoding} {}
+      : info_{"fake", {"pixels", nin::ElementType::uint8, {1, 2}}, {"left", "right"}, 4, decoding} {
+  }
 
   [[nodiscard]] const nin::ModelInfo& info() const override { return info_; }
 
@@ -34,8 +35,9 @@ class Fake final : public nin::Predictor {
   nin::ModelInfo info_;
 };
 
-constexpr nin::Decoding stretched{nin::Decoding::Mode::grey, nin::Decoding::Resize::stretch, 1, 2, 0,
-                                  nin::Decoding::Filter::bilinear};
+constexpr nin::Decoding stretched{
+    nin::Decoding::Mode::grey,      nin::Decoding::Resize::stretch, 1, 2, 0,
+    nin::Decoding::Filter::bilinear};
 
 template <typename Action>
 std::string error_of(const Action& action) {

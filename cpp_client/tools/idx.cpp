@@ -180,7 +180,8 @@ std::vector<float> to_floats(Bytes bytes, std::size_t item_size) {
 
 std::string description(const Kind& kind) {
   std::string text;
-  for (const std::size_t size : kind.shape) text += (text.empty() ? "" : "x") + std::to_string(size);
+  for (const std::size_t size : kind.shape)
+    text += (text.empty() ? "" : "x") + std::to_string(size);
   return text + (kind.type == byte_type ? " unsigned bytes" : " floats");
 }
 
@@ -200,8 +201,9 @@ Items decode_idx(const NextPart& next, const Input& input) {
   Source source(next);
   const std::vector<std::uint8_t> header = read_header(source);
   if (!matches(header, kind)) {
-    throw Error("not an IDX file of " + description(kind) + ", which the model takes: its header is " +
-                to_text(header) + ", expected " + to_text(kind));
+    throw Error("not an IDX file of " + description(kind) +
+                ", which the model takes: its header is " + to_text(header) + ", expected " +
+                to_text(kind));
   }
   std::vector<std::uint8_t> items = read_items(source, header, kind);
   if (bytes) return {std::move(items), {}};

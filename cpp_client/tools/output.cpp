@@ -66,7 +66,8 @@ std::string as_utf8(std::string_view text) { return escaped(text, false); }
 char32_t code_point(std::string_view character) {
   if (character.size() == 1) return static_cast<unsigned char>(character[0]);
   char32_t code = static_cast<unsigned char>(character[0]) & (0x7FU >> character.size());
-  for (const char c : character.substr(1)) code = code << 6 | (static_cast<unsigned char>(c) & 0x3F);
+  for (const char c : character.substr(1))
+    code = code << 6 | (static_cast<unsigned char>(c) & 0x3F);
   return code;
 }
 
@@ -74,11 +75,20 @@ char32_t code_point(std::string_view character) {
 /// is wide, as Chinese is.
 std::size_t columns(char32_t code) {
   using Range = std::pair<char32_t, char32_t>;
-  constexpr std::array<Range, 6> over = {{{0x0300, 0x036F}, {0x0591, 0x05BD}, {0x064B, 0x065F},
-                                          {0x200B, 0x200F}, {0x20D0, 0x20FF}, {0xFE00, 0xFE0F}}};
-  constexpr std::array<Range, 8> wide = {{{0x1100, 0x115F}, {0x2E80, 0xA4CF}, {0xAC00, 0xD7A3},
-                                          {0xF900, 0xFAFF}, {0xFE30, 0xFE6F}, {0xFF01, 0xFF60},
-                                          {0x1F300, 0x1FAFF}, {0x20000, 0x3FFFD}}};
+  constexpr std::array<Range, 6> over = {{{0x0300, 0x036F},
+                                          {0x0591, 0x05BD},
+                                          {0x064B, 0x065F},
+                                          {0x200B, 0x200F},
+                                          {0x20D0, 0x20FF},
+                                          {0xFE00, 0xFE0F}}};
+  constexpr std::array<Range, 8> wide = {{{0x1100, 0x115F},
+                                          {0x2E80, 0xA4CF},
+                                          {0xAC00, 0xD7A3},
+                                          {0xF900, 0xFAFF},
+                                          {0xFE30, 0xFE6F},
+                                          {0xFF01, 0xFF60},
+                                          {0x1F300, 0x1FAFF},
+                                          {0x20000, 0x3FFFD}}};
   const auto has = [code](const Range& r) { return code >= r.first && code <= r.second; };
   if (std::ranges::any_of(over, has)) return 0;
   return std::ranges::any_of(wide, has) ? 2 : 1;
@@ -105,7 +115,7 @@ std::string cell(std::string_view text) {
 /// Reads well on a terminal and is Markdown too; every second column from the third is a number.
 void print_row(const Row& cells, const std::vector<std::size_t>& widths) {
   for (std::size_t i = 0; i < cells.size(); ++i) {
-    const std::string space(widths[i] - cells[i].size(), ' ');
+    const std::string space(widths[i] - width_of(cells[i]), ' ');
     const bool number = i >= 2 && i % 2 == 0;
     std::cout << "| " << (number ? space + cells[i] : cells[i] + space) << ' ';
   }

@@ -228,7 +228,8 @@ void add_options(CLI::App& app, Options& options) {
                  "PNG, JPEG, or IDX plain or gzipped; - is the standard input")
       ->required()
       ->type_name("");
-  app.add_option("--batch-size", options.batch_size, "images in one call, up to what the model takes")
+  app.add_option("--batch-size", options.batch_size,
+                 "images in one call, up to what the model takes")
       ->check(CLI::Range(1, 1'000'000'000))
       ->type_name("N")
       ->default_str(std::to_string(usual_batch));

@@ -105,7 +105,7 @@ def fold_filters(weight: Tensor) -> Tensor:
 class Classifier(nn.Module):
     """Pixels (N, 28, 28) uint8 -> logits and probabilities, both (N, num_classes).
 
-    Equal to dividing, resizing and the network but for rounding, without ever making the large image.
+    Equal to dividing, resizing and the network but for rounding, without making the large image.
     """
 
     def __init__(self, network: NiN) -> None:

@@ -301,12 +301,13 @@ class AsyncClient:
         self, served: "_Served", array: NDArray[Any], top: int
     ) -> list[list[Prediction]]:
         read = partial(_predictions, output=PROBABILITIES)
-        options = {"classes_of": PROBABILITIES, "top": top}
         free = asyncio.Semaphore(IN_FLIGHT)
 
         async def ask(inputs: dict[str, NDArray[Any]]) -> list[list[Prediction]]:
             async with free:  # its time runs from here, not while it waits for the others
-                return await self._infer(read, served.name, inputs, **options)
+                return await self._infer(
+                    read, served.name, inputs, classes_of=PROBABILITIES, top=top
+                )
 
         tasks = [asyncio.create_task(ask(inputs)) for inputs in served.requests(array)]
         try:

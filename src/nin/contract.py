@@ -275,7 +275,7 @@ def load_contract(folder: Path) -> Contract:
 
 def _read(folder: Path, top: "_Table") -> Contract:
     name = top.name("name")
-    labels = _read_labels(folder / top.text("labels", "labels.txt"))
+    labels = read_labels(folder / top.text("labels", "labels.txt"))
     network = _read_network(folder, top.table("network"), name)
     image = _read_image(top.table("image"))
     pixels = _read_pixels(top.table("pixels", optional=True), image)
@@ -303,7 +303,8 @@ def _read(folder: Path, top: "_Table") -> Contract:
     return contract
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
+def read_labels(path: Path) -> tuple[str, ...]:
+    """One class a line. Raises InputError naming the file and the line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -41,7 +41,7 @@ def is_idx(data: bytes) -> bool:
 
     No PNG or JPEG file begins with a zero.
     """
-    return data[:2] == GZIP or _idx_kind(data) is not None
+    return data[:2] == GZIP or idx_kind(data) is not None
 
 
 def parse_idx(data: bytes, name: str, item: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -74,7 +74,7 @@ def parse_idx(data: bytes, name: str, item: tuple[int, ...]) -> NDArray[np.uint8
 
 def _idx_count(content: bytes, name: str, item: tuple[int, ...]) -> int:
     """How many items an IDX file promises. Raises InputError where they aren't of that shape."""
-    kind = _idx_kind(content)
+    kind = idx_kind(content)
     dimensions = 1 + len(item)
     if kind is None:
         raise InputError(
@@ -92,7 +92,7 @@ def _idx_count(content: bytes, name: str, item: tuple[int, ...]) -> int:
     return shape[0]
 
 
-def _idx_kind(data: bytes) -> tuple[str, tuple[int, ...]] | None:
+def idx_kind(data: bytes) -> tuple[str, tuple[int, ...]] | None:
     """The dtype and the shape that an IDX file promises; None if it isn't one."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or data[3] == 0:
         return None

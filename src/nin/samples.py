@@ -1,5 +1,6 @@
 """A model's samples: real images, with their classes where those are known. No torch."""
 
+import gzip
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from nin.contract import Contract, Files
 from nin.errors import InputError
-from nin.images import parse_idx
+from nin.images import BROKEN_GZIP, idx_kind, parse_idx
 
 Pixels = NDArray[np.uint8]
 
@@ -75,6 +76,23 @@ def _open_idx(folder: Path, contract: Contract) -> SampleSet:
     classes = _read_labels(_labels_of(path), len(images), contract)
     names = tuple(f"{path.name}[{index}]" for index in range(len(images)))
     return SampleSet(names, classes, lambda indices: images[indices])
+
+
+def idx_size(folder: Path) -> tuple[int, int] | None:
+    """Height and width of the images in a folder's IDX file; None where there is no such file."""
+    path = _find_images(folder)
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            is_gzip = path.suffix == ".gz"
+            content = gzip.GzipFile(fileobj=file) if is_gzip else file
+            kind = idx_kind(content.read(4 * 5))  # the longest header of images
+    except BROKEN_GZIP as error:
+        raise InputError(f"can't read {path}: {error}; fetch the file again") from error
+    if kind is None or len(kind[1]) < 3:
+        raise InputError(f"{path} isn't an IDX file of images")
+    return kind[1][1], kind[1][2]
 
 
 def _find_images(folder: Path) -> Path | None:

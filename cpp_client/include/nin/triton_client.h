@@ -11,7 +11,7 @@ namespace nin {
 
 struct TritonOptions {
   std::string url = "127.0.0.1:8000";  ///< the server's HTTP address, HOST:PORT or http://...
-  std::string model;                   ///< its name; empty is the server's only classifier
+  std::string model{};                 ///< its name; empty is the server's only classifier
   double timeout_s = 30;               ///< for connecting and for each answer
 };
 

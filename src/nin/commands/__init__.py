@@ -27,6 +27,8 @@ COMMANDS = {
     "publish": Command("serve", "make the exports the next version in a Triton repository"),
     "serve": Command("serve", "serve a repository with the embedded Triton"),
     "classify": Command("", "classify images by a Triton server"),
+    "train": Command("train", "train the built-in model's network"),
+    "evaluate": Command("train", "tell how good a model is, class by class"),
 }
 
 

@@ -79,7 +79,9 @@ def check_parity(
     batches = plan_batches(len(reference.pixels), plan, questions.seed)
     outputs: list[Outputs] = []
     try:
-        row.failures += check_identity(runtime, graph, questions)
+        row.failures += check_identity(
+            runtime, graph, labels=questions.labels, weights_sha256=questions.weights_sha256
+        )
         row.failures += check_golden(runtime, graph, questions.golden.get(graph.name))
         if row.failures:
             return row  # it is another export than the one that the gate is asked about
@@ -101,18 +103,20 @@ def check_parity(
     return row
 
 
-def check_identity(runtime: Runtime, graph: Graph, questions: Questions) -> Iterator[str]:
+def check_identity(
+    runtime: Runtime, graph: Graph, *, labels: tuple[str, ...], weights_sha256: str
+) -> Iterator[str]:
     """Rule 0: contract, labels and weights that the export carries are those expected."""
     # only a file says how its input came about; a server knows names, dtypes and shapes
     contract = graph.signature() if runtime.golden is None else graph.describe()
     if runtime.contract != contract:
         yield f"contract: it carries {runtime.contract}, expected {contract}"
-    if runtime.labels != questions.labels:
-        yield f"labels: {_first_difference(runtime.labels, questions.labels)}"
-    if runtime.weights_sha256 not in (None, questions.weights_sha256):
+    if runtime.labels != labels:
+        yield f"labels: {_first_difference(runtime.labels, labels)}"
+    if runtime.weights_sha256 not in (None, weights_sha256):
         yield (
             f"weights: it was exported from {str(runtime.weights_sha256)[:12]}, "
-            f"the reference is {questions.weights_sha256[:12]}; export again"
+            f"the reference is {weights_sha256[:12]}; export again"
         )
 
 

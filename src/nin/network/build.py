@@ -87,23 +87,30 @@ def build_network(contract: Contract) -> nn.Module:
 
 
 def import_object(folder: Path, name: str, key: str) -> Callable[..., Any]:
-    """What FILE.py:NAME, relative to the folder, or MODULE:NAME names. Raises InputError."""
+    """What a key of a folder's contract names, as `resolve`. Raises InputError."""
+    return resolve(folder, name, f"{folder / CONTRACT_FILE}: {key} = {name!r}")
+
+
+def resolve(folder: Path, name: str, context: str) -> Callable[..., Any]:
+    """What FILE.py:NAME, relative to the folder, or MODULE:NAME names.
+
+    Raises InputError that begins with the context.
+    """
     where, _, attributes = name.partition(":")
-    context = f"{folder / CONTRACT_FILE}: {key} = {name!r}"
     try:
         with _importable(folder):
             is_file = where.endswith(".py")
             value: Any = _run_file(folder / where) if is_file else importlib.import_module(where)
     except FileNotFoundError as error:
         raise InputError(f"{context}: there is no file {error.filename}") from error
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         raise InputError(f"{context} can't be imported: {_reason(error)}") from error
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):
             raise InputError(f"{context}: {where} has no {attribute}")
         value = getattr(value, attribute)
     if not callable(value):
-        raise InputError(f"{context} is a {type(value).__name__}, expected a class or a function")
+        raise InputError(f"{context} is {value!r}, expected a class or a function")
     return value  # type: ignore[no-any-return]
 
 
@@ -113,21 +120,16 @@ def check_network(network: nn.Module, contract: Contract) -> None:
     graph = contract.network_graph
     random = torch.Generator().manual_seed(0)
     images = torch.rand(_PROBES, *graph.input.shape, generator=random)
-    shape = f"(N, {', '.join(map(str, graph.input.shape))})"
     with torch.inference_mode():
-        try:
-            logits = network(images)
-        except Exception as error:
-            raise InputError(f"{where} doesn't take images {shape}: {_reason(error)}") from error
-        _check_logits(logits, contract, where)
+        logits, again = (_logits(network, images, contract, where) for _ in range(2))
         size = float(logits.abs().max())
-        if float((network(images) - logits).abs().max()) > _TOLERANCE * size:
+        if float((again - logits).abs().max()) > _TOLERANCE * size:
             raise InputError(
                 f"{where} answers differently when it is asked again: is there dropout in its "
                 "forward()? Use nn.Dropout, which evaluation mode switches off"
             )
-        alone = torch.cat([network(image[None]) for image in images])
-    if not float((alone - logits).abs().max()) <= _TOLERANCE * size:
+        alone = torch.cat([_logits(network, image[None], contract, where) for image in images])
+    if float((alone - logits).abs().max()) > _TOLERANCE * size:
         raise InputError(
             f"{where} answers an image differently alone than in a batch: its outputs must not "
             "depend on the other images; use the running statistics of batch norm"
@@ -139,32 +141,57 @@ def check_classifier(own: nn.Module, naive: nn.Module, graph: Graph) -> None:
 
     Args:
         own, naive: both in float64, so that nothing but rounding may differ.
+
+    Raises:
+        InputError: the folder's own isn't made for these pixels, or has other outputs.
     """
+    where = f"{graph.name}: the folder's own classifier"
     random = torch.Generator().manual_seed(0)
     shape = (_PROBES, *graph.input.shape)
     pixels = torch.randint(256, shape, generator=random, dtype=torch.uint8)
     with torch.inference_mode():
-        right, logits = (module(pixels)[0] for module in (naive, own))
-    error = float((logits - right).abs().max())
-    if not error <= _FLOAT64_TOLERANCE * float(right.abs().max()):
-        raise CheckError(
-            f"{graph.name}: the folder's own classifier is off by {error:.3g} in float64 from "
-            "scaling, normalising, resizing and the network; mend it, or leave out "
-            "pixels.classifier"
-        )
+        expected = naive(pixels)
+        try:
+            found = own(pixels)
+        except Exception as error:  # it is the user's code
+            raise InputError(f"{where} doesn't take pixels {shape}: {_reason(error)}") from error
+    form, right_form = (_form(outputs) for outputs in (found, expected))
+    if form != right_form:
+        raise InputError(f"{where} gives {form}, expected logits and probabilities, {right_form}")
+    for tensor, values, right in zip(graph.outputs, found, expected, strict=True):
+        off = float((values - right).abs().max())
+        if not off <= _FLOAT64_TOLERANCE * float(right.abs().max()):
+            raise CheckError(
+                f"{where}: its {tensor.name} are off by {off:.3g} in float64 from scaling, "
+                "normalising, resizing and the network; mend it, or leave out pixels.classifier"
+            )
 
 
-def _check_logits(logits: Any, contract: Contract, where: str) -> None:
-    classes = len(contract.labels)
+def _form(outputs: Any) -> str:
+    """Types and shapes of what a module gives."""
+    if isinstance(outputs, tuple):
+        return f"({', '.join(map(_form, outputs))})"
+    kind = type(outputs).__name__
+    return f"{kind} {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else kind
+
+
+def _logits(network: nn.Module, images: Tensor, contract: Contract, where: str) -> Tensor:
+    """What the network gives. Raises InputError unless these are logits of the classes."""
+    count, classes = len(images), len(contract.labels)
+    try:
+        logits = network(images)
+    except Exception as error:  # it is the user's code
+        shape = f"({count}, {', '.join(map(str, images.shape[1:]))})"
+        raise InputError(f"{where} doesn't take images {shape}: {_reason(error)}") from error
     if not isinstance(logits, Tensor):
         raise InputError(
             f"{where} returns a {type(logits).__name__}, expected a tensor of logits "
             f"(N, {classes}); wrap it in a module that returns them alone"
         )
-    if logits.ndim != 2 or len(logits) != _PROBES:
+    if logits.ndim != 2 or len(logits) != count:
         raise InputError(
-            f"{where} makes {tuple(logits.shape)} of {_PROBES} images, "
-            f"expected logits ({_PROBES}, {classes})"
+            f"{where} makes {tuple(logits.shape)} of {count} image{'s' * (count > 1)}, "
+            f"expected logits ({count}, {classes})"
         )
     if logits.shape[1] != classes:
         raise InputError(
@@ -175,17 +202,24 @@ def _check_logits(logits: Any, contract: Contract, where: str) -> None:
         raise InputError(f"{where} returns {logits.dtype}, expected torch.float32")
     if not logits.isfinite().all():
         raise InputError(f"{where} gives NaN or infinity for an image of noise; check the weights")
+    return logits
 
 
 def _call(
     contract: Contract, key: str, name: str, make: Callable[..., Any], *args: Any, **options: Any
 ) -> nn.Module:
-    """Raises InputError where what was made isn't a module."""
     context = f"{contract.folder / CONTRACT_FILE}: {key} = {name!r}"
+    return make_module(contract.folder, context, make, *args, **options)
+
+
+def make_module(
+    folder: Path, context: str, make: Callable[..., Any], *args: Any, **options: Any
+) -> nn.Module:
+    """Raises InputError that begins with the context where what was made isn't a module."""
     try:
-        with _importable(contract.folder):
+        with _importable(folder):
             module = make(*args, **options)
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         raise InputError(f"{context} can't be built: {_reason(error)}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{context} gives a {type(module).__name__}, expected a torch.nn.Module")
@@ -222,5 +256,5 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"

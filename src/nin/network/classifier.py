@@ -13,6 +13,9 @@ class Preprocess(nn.Module):
     In float32, or by `.double()` in float64.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, contract: Contract) -> None:
         super().__init__()
         image, pixels = contract.image, contract.pixels

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from nin.errors import InputError
+from nin.errors import InputError, first_line
 from nin.files import write_atomically
 
 # Keys under which trainers keep the state dict, in the order in which one of several is chosen.
@@ -94,10 +94,9 @@ def _read_pickle(path: Path, notes: list[str]) -> Mapping[str, Tensor]:
             f"{path} holds other objects than tensors, such as a whole pickled module, and "
             f"unpickling those would run code; load it where that code is, and {_SAVE}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # torch.load raises whatever its parts raise
         raise InputError(
-            f"{path} isn't a whole file of torch.save ({reason}); copy it again"
+            f"{path} isn't a whole file of torch.save ({first_line(error)}); copy it again"
         ) from error
     return _unwrapped(content, path, notes)
 
@@ -110,13 +109,12 @@ def _unwrapped(content: Any, path: Path, notes: list[str]) -> Mapping[str, Tenso
         notes.append(f"{path}: took the weights under {inner!r}")
         content = content[inner]
     if not isinstance(content, Mapping) or not content:
-        raise InputError(
-            f"{path} holds a {type(content).__name__}, expected a state dict; write one by {_SAVE}"
-        )
+        held = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise InputError(f"{path} holds {held}, expected a state dict; write one by {_SAVE}")
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"{path} isn't a state dict: under {name!r} is a {type(value).__name__}, expected "
+                f"{path} isn't a state dict: {name!r} is of type {type(value).__name__}, expected "
                 f"tensors, or the state dict under one of {', '.join(WRAPPING_KEYS)}"
             )
     return content
@@ -145,21 +143,19 @@ def _without_counters(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -
 def _converted(
     tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path, notes: list[str]
 ) -> dict[str, Tensor]:
-    """Floating-point tensors in the network's precision, float32."""
-    others = {
-        str(tensor.dtype).removeprefix("torch.")
+    """Floating-point tensors in the network's precision."""
+    converted = {
+        name: tensor.to(expected[name].dtype)
         for name, tensor in tensors.items()
         if tensor.is_floating_point() and name in expected and tensor.dtype != expected[name].dtype
     }
-    if not others:
-        return tensors
-    notes.append(f"{path}: converted {', '.join(sorted(others))} to float32")
-    return {
-        name: tensor.to(expected[name].dtype)
-        if tensor.is_floating_point() and name in expected
-        else tensor
-        for name, tensor in tensors.items()
-    }
+    if converted:
+        before, after = (
+            ", ".join(sorted({_dtype(one[name]) for name in converted}))
+            for one in (tensors, converted)
+        )
+        notes.append(f"{path}: converted {before} to {after}")
+    return tensors | converted
 
 
 def _check(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
@@ -187,4 +183,8 @@ def _examples(names: set[str]) -> str:
 
 
 def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{_dtype(tensor)} {tuple(tensor.shape)}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

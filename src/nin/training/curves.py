@@ -1,6 +1,6 @@
 """The picture of a run: loss and accuracies over the epochs, as the book draws them.
 
-python -m nin.training.curves weights/nin.jsonl "The shipped weights" curves.png
+python -m nin.training.curves models/nin/log.jsonl "The shipped weights" curves.png
 """
 
 import json
