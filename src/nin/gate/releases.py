@@ -23,6 +23,7 @@ from nin.gate.runtimes import release_runner
 from nin.gate.runtimes.release_runner import receive, send
 from nin.paths import ROOT
 from nin.releases import TritonRelease, triton_release
+from nin.terminal import short
 
 FOLDER = ROOT / ".releases"
 
@@ -116,7 +117,7 @@ def install(name: str, release: TritonRelease, folder: Path = FOLDER) -> Path:
     complete = environment / _COMPLETE
     if complete.is_file() and complete.read_text().splitlines() == requirements:
         return python
-    print(f"installing {', '.join(requirements)} in {environment}; this takes minutes", flush=True)
+    print(f"installing {', '.join(requirements)} in {short(environment)}; this takes minutes", flush=True)
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(environment)],
         [str(python), "-m", "pip", "install", "--quiet", *requirements],
