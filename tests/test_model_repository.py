@@ -22,7 +22,7 @@ from nin.network.torch_settings import ignore_deprecations
 from nin.paths import MODEL_REPOSITORY, NIN
 from nin.serve import configs
 from nin.serve.configs import COMMITTED, Layout, config_text, layout_for, model_files, parse
-from tests.models import LABELS
+from tests.models import ODD_LABELS
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "object": "TYPE_STRING"}
 
@@ -172,9 +172,9 @@ def test_labels_are_the_contracts(any_contract: Contract) -> None:
 
 
 def test_labels_may_be_any_text(lenet: Contract) -> None:
-    assert lenet.labels == LABELS
+    assert lenet.labels == ODD_LABELS
     assert model_files(lenet, lenet.ensemble, COMMITTED)["labels.txt"].decode() == "\n".join(
-        (*LABELS, "")
+        (*ODD_LABELS, "")
     )
 
 

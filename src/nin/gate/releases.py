@@ -117,7 +117,8 @@ def install(name: str, release: TritonRelease, folder: Path = FOLDER) -> Path:
     complete = environment / _COMPLETE
     if complete.is_file() and complete.read_text().splitlines() == requirements:
         return python
-    print(f"installing {', '.join(requirements)} in {short(environment)}; this takes minutes", flush=True)
+    listed = ", ".join(requirements)
+    print(f"installing {listed} in {short(environment)}; this takes minutes", flush=True)
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(environment)],
         [str(python), "-m", "pip", "install", "--quiet", *requirements],
