@@ -497,7 +497,9 @@ def test_the_ingress_lets_in_classification_only() -> None:
         assert validate(part, KUBERNETES, strict=True) == KUBERNETES
     [rule] = ingress["spec"]["rules"]
     assert {(path["path"], path["pathType"]) for path in rule["http"]["paths"]} == {
-        (f"/v2/models/{name}/infer", "Exact") for name in (CLASSIFIER, ENSEMBLE)
+        (f"/v2/models/{name}/{what}", "Exact")
+        for name in (CLASSIFIER, ENSEMBLE)
+        for what in ("infer", "config")
     }
     service = {"name": manifest("Service")["metadata"]["name"], "port": {"name": "http"}}
     assert all(path["backend"] == {"service": service} for path in rule["http"]["paths"])
