@@ -23,7 +23,7 @@ from nin.network.torch_settings import ignore_deprecations
 
 Array = NDArray[Any]
 
-LABELS = ["T-shirt, or \"top\"", "a/b|c", "短靴", "emoji 👟"]
+LABELS = ['T-shirt, or "top"', "a/b|c", "短靴", "emoji 👟"]
 LOGITS, PROBABILITIES = (
     Tensor(name, "float32", (len(LABELS),)) for name in ("logits", "probabilities")
 )
@@ -97,9 +97,10 @@ def export(graph: Graph, path: Path, *, labels: list[str] = LABELS, shift: int =
     }
     with ignore_deprecations():
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            Linear(graph).eval(), torch.zeros(2, *graph.input.shape, dtype=torch.uint8).to(
+            Linear(graph).eval(),
+            torch.zeros(2, *graph.input.shape, dtype=torch.uint8).to(
                 torch.uint8 if graph.files else torch.float32
-            )
+            ),
         )
         torch.jit.save(traced, path, _extra_files=texts)
     return path
@@ -149,9 +150,9 @@ def test_image_files_are_decoded_as_the_model_says(
 def test_labels_may_be_any_text(cpp_build: Path, rgb: Path) -> None:
     stdin = idx(np.zeros((1, 10, 14, 3), np.uint8))
     outs = {
-        kind: classify(
-            cpp_build, "-", "--model", rgb, "--top", 4, "--format", kind, stdin=stdin
-        )[1].decode()
+        kind: classify(cpp_build, "-", "--model", rgb, "--top", 4, "--format", kind, stdin=stdin)[
+            1
+        ].decode()
         for kind in ("json", "csv", "table")
     }
     (image,) = json.loads(outs["json"])

@@ -246,9 +246,7 @@ def test_png_with_transparent_colours(dump: Dump, decode: Decode) -> None:
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_png_with_a_transparent_rgb_colour(
-    dump: Dump, decode: Decode, depth: int
-) -> None:
+def test_png_with_a_transparent_rgb_colour(dump: Dump, decode: Decode, depth: int) -> None:
     """One that occurs: with noise alone, it would not."""
     random = np.random.default_rng(depth)
     colours = random.integers(0, 256, (4, 3), np.uint8)
@@ -300,9 +298,7 @@ def test_png_of_random_sizes(dump: Dump, decode: Decode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "I;16"])
-def test_real_images(
-    dump: Dump, decode: Decode, pixels: Pixels, mode: str
-) -> None:
+def test_real_images(dump: Dump, decode: Decode, pixels: Pixels, mode: str) -> None:
     images = [Image.fromarray(image) for image in pixels[:20]]
     if mode == "I;16":
         images = [Image.fromarray(image.astype(np.uint16) * 257) for image in pixels[:20]]

@@ -374,7 +374,7 @@ def test_the_labels_of_many_classes(nin_triton: Run, fake: FakeServer, images: P
     server.answers["labels"] = labels(texts)
     server.answers["infer"] = binary(outputs, 2 * np.eye(1, count, 77, "<f4").tobytes())
     options = ("--url", server.url, "--limit", 1, "--format", "csv")
-    assert b",77,\"class 77, with" in nin_triton(images, *options).out
+    assert b',77,"class 77, with' in nin_triton(images, *options).out
 
 
 def test_the_environments_proxy_gets_nothing(
