@@ -23,7 +23,14 @@ from nin.export.artifact import read_manifest
 from nin.files import make_folder, write_atomically
 from nin.gate.parity import HEADER, Row, check_parity, markdown, report, table_rows
 from nin.gate.proof import REPORT
-from nin.gate.questions import Plan, make_questions, quick_plan, seed_of_today, share_sizes
+from nin.gate.questions import (
+    Plan,
+    as_files,
+    make_questions,
+    quick_plan,
+    seed_of_today,
+    share_sizes,
+)
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.cpp import cpp_tools_are_built
 from nin.gate.runtimes.registry import (
@@ -107,10 +114,13 @@ def execute(args: argparse.Namespace) -> None:
     count = min(args.images or len(samples), len(samples))
     print(f"{count} of {len(samples)} samples, chosen by --seed {args.seed}", flush=True)
     questions = make_questions(model, samples, count=count, seed=args.seed)
+    takes_files = any(row.graph == contract.ensemble.graph for row in asked)
+    of_files = as_files(questions, model) if takes_files else questions
 
     def check(row: Asked, runtime: Runtime) -> Row:
+        questions_of_row = of_files if row.model == contract.ensemble else questions
         assert row.plan is not None
-        return check_parity(row.name, runtime, row.graph, questions, row.plan)
+        return check_parity(row.name, runtime, row.graph, questions_of_row, row.plan)
 
     rows = [check(row, runtime) for row, runtime in runtimes]
     if served := [row for row in asked if row.model]:
