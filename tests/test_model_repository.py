@@ -26,7 +26,7 @@ from tests.models import LABELS
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "object": "TYPE_STRING"}
 
 BUILT_IN = load_contract(NIN)
-published = pytest.mark.parametrize("model", BUILT_IN.published, ids=lambda m: m.name)
+published = pytest.mark.parametrize("served", BUILT_IN.published, ids=lambda m: m.name)
 
 
 @pytest.fixture(params=["built-in", "resnet18", "lenet"])
@@ -82,12 +82,12 @@ def test_the_decoders_warm_up_is_the_first_golden_image(pixels: NDArray[np.uint8
 
 @published
 def test_onnx_and_torchscript_files_are_what_the_config_says(
-    model: Model, repository: Path
+    served: Model, repository: Path
 ) -> None:
-    config = committed(model)
-    path = repository / model.name / "1" / model.filename
+    config = committed(served)
+    path = repository / served.name / "1" / served.filename
     inputs, outputs = [i.name for i in config.input], [o.name for o in config.output]
-    if model.format == ".onnx":
+    if served.format == ".onnx":
         graph = onnx.load(path).graph
         assert [i.name for i in graph.input] == inputs
         assert [o.name for o in graph.output] == outputs
@@ -103,7 +103,7 @@ def test_onnx_and_torchscript_files_are_what_the_config_says(
     arguments = [a.name for a in module.forward.schema.arguments if a.name != "self"]
     assert arguments == inputs  # then the backend maps by name, else by order
     results = module(
-        torch.zeros(2, *config.input[0].dims, dtype=getattr(torch, model.graph.input.dtype))
+        torch.zeros(2, *config.input[0].dims, dtype=getattr(torch, served.graph.input.dtype))
     )
     results = (results,) if isinstance(results, torch.Tensor) else results
     assert [(tuple(r.shape[1:]), r.dtype) for r in results] == [
@@ -113,19 +113,19 @@ def test_onnx_and_torchscript_files_are_what_the_config_says(
 
 @published
 def test_warm_up_runs_a_golden_image(
-    model: Model, repository: Path, pixels: NDArray[np.uint8]
+    served: Model, repository: Path, pixels: NDArray[np.uint8]
 ) -> None:
     """Alone and as a preferred batch; the file is what a request's body would be."""
-    config = committed(model)
+    config = committed(served)
     sizes = [warmup.batch_size for warmup in config.model_warmup]
     assert sizes == [1, *config.dynamic_batching.preferred_batch_size]
     for warmup in config.model_warmup:
         (name, tensor), *rest = warmup.inputs.items()
         assert not rest
-        assert (name, tuple(tensor.dims)) == (model.graph.input.name, model.graph.input.shape)
-        data = (repository / model.name / "warmup" / tensor.input_data_file).read_bytes()
-        image = np.frombuffer(data, model.graph.input.dtype).reshape(model.graph.input.shape)
-        if model.graph.input.name == "pixels":
+        assert (name, tuple(tensor.dims)) == (served.graph.input.name, served.graph.input.shape)
+        data = (repository / served.name / "warmup" / tensor.input_data_file).read_bytes()
+        image = np.frombuffer(data, served.graph.input.dtype).reshape(served.graph.input.shape)
+        if served.graph.input.name == "pixels":
             np.testing.assert_array_equal(image, pixels[0])
         else:
             assert 0 <= image.min() < image.max() <= 1
@@ -259,12 +259,12 @@ def test_the_layout_without_options_is_this_machines(monkeypatch: pytest.MonkeyP
 
 
 @published
-def test_instances_and_threads_divide_the_machine(model: Model) -> None:
-    config = config_of(BUILT_IN, model, layout_for(cores=6, instances=3))
+def test_instances_and_threads_divide_the_machine(served: Model) -> None:
+    config = config_of(BUILT_IN, served, layout_for(cores=6, instances=3))
     [group] = config.instance_group
     assert (group.kind, group.count) == (ModelInstanceGroup.KIND_CPU, 3)
     name = {"onnxruntime": "intra_op_thread_count", "pytorch": "INTRA_OP_THREAD_COUNT"}
-    assert config.parameters[name[model.backend]].string_value == "2"
+    assert config.parameters[name[served.backend]].string_value == "2"
 
 
 def test_on_a_gpu_there_is_one_instance_and_decoding_stays_on_the_cpu() -> None:

@@ -221,7 +221,7 @@ def gif() -> bytes:
 
 
 @protocols
-@pytest.mark.parametrize("model", [DECODER, ENSEMBLE])
+@pytest.mark.parametrize("served", [DECODER, ENSEMBLE])
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -235,10 +235,10 @@ def gif() -> bytes:
     ids=["text", "empty", "signature", "gif", "truncated", "bomb"],
 )
 def test_bytes_that_are_no_image_are_refused(
-    server: Server, protocol: Protocol, model: str, data: bytes, message: str
+    server: Server, protocol: Protocol, served: str, data: bytes, message: str
 ) -> None:
     with connect(server, protocol) as client, pytest.raises(ServerError, match=message) as raised:
-        client.infer(model, {"encoded_image": encoded([data])})
+        client.infer(served, {"encoded_image": encoded([data])})
     assert status_of(raised.value) in ("400", "StatusCode.INVALID_ARGUMENT")
 
 
@@ -263,7 +263,7 @@ def test_one_bad_file_fails_its_own_request_only(server: Server, pixels: Pixels)
 
 @protocols
 @pytest.mark.parametrize(
-    ("model", "name", "array", "version", "message"),
+    ("served", "name", "array", "version", "message"),
     [
         ("fashion_mnist", "pixel", np.zeros((1, 28, 28), np.uint8), "", "pixel"),
         ("fashion_mnist", "pixels", np.zeros((1, 28, 28), np.float32), "", "data-type|datatype"),
@@ -284,11 +284,11 @@ def test_one_bad_file_fails_its_own_request_only(server: Server, pixels: Pixels)
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused_with_the_reason(
-    server: Server, protocol: Protocol, model: str, name: str, array: NDArray[Any], version: str,
+    server: Server, protocol: Protocol, served: str, name: str, array: NDArray[Any], version: str,
     message: str,
 ) -> None:  # fmt: skip
     with connect(server, protocol) as client, pytest.raises(ServerError, match=message) as raised:
-        client.infer(model, {name: array}, version=version)
+        client.infer(served, {name: array}, version=version)
     unknown = "unknown model" in str(raised.value)
     expected = (
         ("404", "StatusCode.NOT_FOUND") if unknown else ("400", "StatusCode.INVALID_ARGUMENT")
@@ -360,18 +360,18 @@ def right_neighbours(server: Server, reference: Reference, model: str) -> Iterat
     assert len(answered) > 20
 
 
-@pytest.mark.parametrize("model", ["fashion_mnist", "fashion_mnist_torchscript"])
-def test_a_crafted_request_fails_alone(server: Server, reference: Reference, model: str) -> None:
+@pytest.mark.parametrize("served", ["fashion_mnist", "fashion_mnist_torchscript"])
+def test_a_crafted_request_fails_alone(server: Server, reference: Reference, served: str) -> None:
     """Shapes of which Triton's core lets some through, over every way in."""
-    with right_neighbours(server, reference, model):
+    with right_neighbours(server, reference, served):
         for shape in CRAFTED * 5:
             body, header = binary(bytes(784), declared=784, shape=shape)
-            status, error = post(server, body, header=header, model=model)
+            status, error = post(server, body, header=header, model=served)
             assert status == 400
             for reason in (
                 error,
-                by_grpc(server, model, shape),
-                by_shared_memory(server, model, shape),
+                by_grpc(server, served, shape),
+                by_shared_memory(server, served, shape),
             ):
                 assert "shape" in reason or "batch-size must be <= 64" in reason
 
@@ -435,15 +435,15 @@ def test_a_wrong_length_of_the_json_part_is_refused(server: Server) -> None:
         assert message in error
 
 
-@pytest.mark.parametrize("model", ["nin_onnx", "nin_torchscript"])
+@pytest.mark.parametrize("served", ["nin_onnx", "nin_torchscript"])
 def test_nan_pixels_give_nan_for_their_image_only(
-    client: Client, pixels: Pixels, model: str
+    client: Client, pixels: Pixels, served: str
 ) -> None:
     """As in the network itself: a NaN anywhere reaches every logit through the average."""
     images = np.repeat(pixels[:3, None].astype(np.float32) / 255, 8, 2).repeat(8, 3)
-    clean = client.infer(model, {"image": images})["logits"]
+    clean = client.infer(served, {"image": images})["logits"]
     images[1, 0, 100, 100] = np.nan
-    logits = client.infer(model, {"image": images})["logits"]
+    logits = client.infer(served, {"image": images})["logits"]
     assert np.isnan(logits[1]).all()
     np.testing.assert_allclose(logits[[0, 2]], clean[[0, 2]], rtol=0, atol=1e-5)
 

@@ -22,6 +22,8 @@ from nin.serve.configs import Layout, layout_for
 from nin.serve.repository import UNPROVEN, prune, publish, rollback, versions
 from nin.terminal import positive, short, table
 
+LOAD_TIMEOUT_S = 300.0  # a server that is busy answering takes its time to load
+
 
 def add_options(options: argparse.ArgumentParser) -> None:
     add_model_options(options)
@@ -72,7 +74,7 @@ def execute(args: argparse.Namespace) -> None:
     contract = load_contract(args.model)
     layout = _layout(args)
     repository = short(args.repository.resolve())
-    server = Client(args.load, protocol="http") if args.load else None
+    server = Client(args.load, protocol="http", timeout_s=LOAD_TIMEOUT_S) if args.load else None
     before_load = ready_versions(server, contract) if server else {}  # no server there ends it here
     if args.rollback:
         older, version = rollback(contract, args.repository)

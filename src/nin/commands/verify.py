@@ -3,6 +3,7 @@
 nin verify                             # 1,000 samples, others every day, all runtimes
 nin verify --images all                # all of them, for a release
 nin verify --model models/resnet18
+nin verify --releases 24.10 26.04      # in what these releases of Triton carry, installed for it
 
 Exit code 1 if any runtime fails.
 """
@@ -25,12 +26,14 @@ from nin.gate.parity import HEADER, Row, check_parity, markdown, report, table_r
 from nin.gate.proof import REPORT
 from nin.gate.questions import (
     Plan,
+    Questions,
     as_files,
     make_questions,
     quick_plan,
     seed_of_today,
     share_sizes,
 )
+from nin.gate.releases import check_releases
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.cpp import cpp_tools_are_built
 from nin.gate.runtimes.registry import (
@@ -41,7 +44,8 @@ from nin.gate.runtimes.registry import (
     open_served,
 )
 from nin.gate.runtimes.triton import SERVER_RUNTIMES
-from nin.network.build import load_model
+from nin.network.build import TrainedModel, load_model
+from nin.releases import triton_release
 from nin.samples import open_samples
 from nin.serve.server import find_tritonserver, serve_artifacts
 from nin.terminal import image_count, natural, short, table
@@ -79,6 +83,13 @@ def add_options(options: argparse.ArgumentParser) -> None:
             help=f"check the server that runs there over {protocol}, instead of embedded ones",
         )
     options.add_argument(
+        "--releases",
+        nargs="+",
+        metavar="YY.MM",
+        help="check the onnxruntime and the torch of these releases of Triton instead, each "
+        "installed in a folder of its own; there is no report",
+    )
+    options.add_argument(
         "--report",
         type=Path,
         metavar="FILE",
@@ -99,21 +110,21 @@ def available_servers() -> tuple[str, ...]:
 def execute(args: argparse.Namespace) -> None:
     contract = load_contract(args.model)
     args.artifacts = artifacts_of(contract, args.artifacts)
+    if args.releases:
+        verify_releases(args, contract)
+        return
     args.runtimes = args.runtimes or (*available_runtimes(), *available_servers())
     asked = plan_rows(args, contract)
     digests = judged_files(args, asked)
     report_base = report_path(args)
     make_folder(report_base.parent)  # now, not after minutes of work
     model = load_model(args.model, args.weights)
-    samples = open_samples(contract, args.data_dir)
     runtimes = [
         (row, open_runtime(row.runtime, row.graph, artifacts=args.artifacts, model=model))
         for row in asked
         if not row.model
     ]
-    count = min(args.images or len(samples), len(samples))
-    print(f"{count} of {len(samples)} samples, chosen by --seed {args.seed}", flush=True)
-    questions = make_questions(model, samples, count=count, seed=args.seed)
+    questions = questions_of(args, model)
     takes_files = any(row.graph == contract.ensemble.graph for row in asked)
     of_files = as_files(questions, model) if takes_files else questions
 
@@ -129,10 +140,33 @@ def execute(args: argparse.Namespace) -> None:
     if digests != judged_files(args, asked):
         raise InputError(f"{args.artifacts} has changed meanwhile: run the gate again")
     write_report(args, rows, digests, model.weights_sha256, report_base)
+    require_open(rows)
+    print("The gate is open: every runtime answers like the trained network.")
+
+
+def verify_releases(args: argparse.Namespace, contract: Contract) -> None:
+    """The same rules, but for few batch sizes, in what releases of Triton carry."""
+    for name in args.releases:
+        triton_release(name)  # unknown ones end it now
+    questions = questions_of(args, load_model(args.model, args.weights))
+    rows = check_releases(args.releases, contract, args.artifacts, questions)
+    print(table(HEADER, table_rows(rows)))
+    require_open(rows)
+    print("Every release answers like the trained network.")
+
+
+def questions_of(args: argparse.Namespace, model: TrainedModel) -> Questions:
+    samples = open_samples(model.contract, args.data_dir)
+    count = min(args.images or len(samples), len(samples))
+    print(f"{count} of {len(samples)} samples, chosen by --seed {args.seed}", flush=True)
+    return make_questions(model, samples, count=count, seed=args.seed)
+
+
+def require_open(rows: list[Row]) -> None:
+    """Raises CheckError with what failed in them."""
     failures = [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]
     if failures:
         raise CheckError("the gate is closed\n  " + "\n  ".join(failures))
-    print("The gate is open: every runtime answers like the trained network.")
 
 
 @dataclass(frozen=True)
