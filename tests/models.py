@@ -80,7 +80,7 @@ def draw_samples(
         picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
         draw = ImageDraw.Draw(picture)
         for _ in range(6):
-            x, y = random.integers(0, width), random.integers(0, height)
+            x, y = random.integers(0, (width, height)).tolist()
             colour = tuple(random.integers(0, 256, 3).tolist())
             draw.ellipse((x, y, x + width // 3, y + height // 4), fill=colour)
         suffix = ("png", "jpg")[index % 2]

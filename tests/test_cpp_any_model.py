@@ -96,7 +96,7 @@ def export(graph: Graph, path: Path, *, labels: list[str] = LABELS, shift: int =
         "weights_sha256": "0" * 64,
     }
     with ignore_deprecations():
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(
             Linear(graph).eval(),
             torch.zeros(2, *graph.input.shape, dtype=torch.uint8).to(
                 torch.uint8 if graph.files else torch.float32
@@ -112,7 +112,7 @@ def rgb(tmp_path: Path) -> Path:
 
 
 def classify(cpp_build: Path, *options: object, stdin: bytes = b"") -> tuple[int, bytes, str]:
-    command = [cpp_build / "tools" / "nin_classify", *map(str, options)]
+    command = [str(cpp_build / "tools" / "nin_classify"), *map(str, options)]
     ended = subprocess.run(command, input=stdin, capture_output=True)
     return ended.returncode, ended.stdout, ended.stderr.decode()
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nin.contract import GRAPHS, LABELS, Graph
+from nin.contract import Graph
 from nin.errors import InputError
 from nin.export.torchscript_file import read_torchscript_texts
-from nin.gate.golden import graph_input
-from nin.gate.reference import Reference
-from nin.gate.runtimes import open_runtime
-from nin.images import encode_png
+from nin.gate.reference import Reference, batch_for
+from nin.gate.runtimes.registry import open_runtime
+from nin.images import encode_idx, encode_png
+from nin.network.build import TrainedModel
+from nin.network.classifier import Preprocess
 from nin.network.torch_settings import ignore_deprecations
-from nin.paths import CPP_TOOLS, DATA, WEIGHTS
-from nin.training.data import encode_idx
+from nin.paths import CPP_TOOLS, DATA
 from tests.conftest import Ended
+from tests.models import CONTRACT, GRAPHS, LABELS
 
 TEST_IMAGES = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
 TEST_LABELS = DATA / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz"
@@ -37,9 +39,9 @@ def classify(cpp_build: Path, artifacts: Path) -> Classify:
     """Runs the program on the session's classifier unless another --model is given."""
 
     def run(*options: object, stdin: bytes = b"") -> Ended:
-        command = [cpp_build / "tools" / "nin_classify", *map(str, options)]
+        command = [str(cpp_build / "tools" / "nin_classify"), *map(str, options)]
         if "--model" not in options:
-            command += ["--model", artifacts / "fashion_mnist.pt"]
+            command += ["--model", str(artifacts / "fashion_mnist.pt")]
         ended = subprocess.run(command, input=stdin, capture_output=True)
         return Ended(ended.returncode, ended.stdout.decode("latin-1"), ended.stderr.decode())
 
@@ -72,7 +74,7 @@ def pictures(pixels: NDArray[np.uint8], tmp_path: Path) -> list[Path]:
 def test_raw_logits_are_within_the_budget(
     classify: Classify, artifacts: Path, reference: Reference, graph: Graph
 ) -> None:
-    idx = encode_idx(graph_input(graph, reference.pixels))
+    idx = encode_idx(batch_for(Preprocess(CONTRACT), graph, reference.pixels))
     model = ("--model", artifacts / f"{graph.name}.pt")
     ended = classify("-", "--format", "f32", "--batch-size", 7, *model, stdin=idx)
     assert (ended.code, ended.err) == (0, "")
@@ -242,7 +244,7 @@ def test_a_name_with_a_line_break_stays_one_line(classify: Classify) -> None:
 def test_names_that_no_terminal_can_print(cpp_build: Path, artifacts: Path, tmp_path: Path) -> None:
     name = b"latin\xe9\x1b[1m\xc2\x85\xe5\x9b\xbe.png"
     (tmp_path / os.fsdecode(name)).write_bytes(encode_png(np.zeros((28, 28), np.uint8)))
-    command = [cpp_build / "tools" / "nin_classify", name, "--no-replay"]
+    command: list[str | bytes | Path] = [cpp_build / "tools" / "nin_classify", name, "--no-replay"]
     command += ["--model", artifacts / "fashion_mnist.pt", "--format"]
     outs = {
         kind: subprocess.run([*command, kind], cwd=tmp_path, capture_output=True, check=True).stdout
@@ -293,8 +295,8 @@ def test_a_model_takes_pixels_or_floats(
 def test_a_full_disk(cpp_build: Path, artifacts: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    command = [cpp_build / "tools" / "nin_classify", TEST_IMAGES, "--limit", "1"]
-    command += ["--model", artifacts / "fashion_mnist.pt"]
+    command = [str(cpp_build / "tools" / "nin_classify"), str(TEST_IMAGES), "--limit", "1"]
+    command += ["--model", str(artifacts / "fashion_mnist.pt")]
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 2
@@ -338,9 +340,8 @@ def test_models_of_another_contract(classify: Classify, artifacts: Path, tmp_pat
         ("weights_sha256", "", "it carries no weights_sha256"),
     ):
         record, data = f"extra/{key}", text.encode()
-        changed = changed_copy(
-            artifacts / "nin.pt", tmp_path / "other.pt", record, lambda _, data=data: data
-        )
+        constant = partial(lambda data, _: data, data)
+        changed = changed_copy(artifacts / "nin.pt", tmp_path / "other.pt", record, constant)
         refused(classify(TEST_IMAGES, "--limit", 1, "--model", changed), f"{changed}: ", reason)
     with ignore_deprecations():
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "foreign.pt")
@@ -355,7 +356,7 @@ def test_golden_vectors_catch_tampered_weights(
     classify: Classify, artifacts: Path, reference: Reference, tmp_path: Path, graph: str
 ) -> None:
     """Every layer's weights: one value of each made large."""
-    idx = encode_idx(graph_input(GRAPHS[graph], reference.pixels[:1]))
+    idx = encode_idx(batch_for(Preprocess(CONTRACT), GRAPHS[graph], reference.pixels[:1]))
     model = artifacts / f"{graph}.pt"
     reader = torch._C.PyTorchFileReader(str(model))
     tensors = [r for r in reader.get_all_records() if r.startswith("constants/") and "pkl" not in r]
@@ -424,9 +425,9 @@ def test_models_with_flipped_bytes_never_crash(
 
 
 def test_the_adapter_says_what_to_do(
-    artifacts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    artifacts: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("nin.gate.runtimes.cpp.CPP_TOOLS", tmp_path)
     with pytest.raises(InputError, match="no nin_classify in .*; build it by `make cpp`"):
-        open_runtime("libtorch", GRAPHS["nin"], artifacts=artifacts, weights=WEIGHTS)
+        open_runtime("libtorch", GRAPHS["nin"], artifacts=artifacts, model=model)
     assert tmp_path != CPP_TOOLS

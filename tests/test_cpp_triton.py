@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nin.contract import FASHION_MNIST, GRAPHS, LABELS, MAX_BATCH, NIN, Graph
-from nin.gate.golden import graph_input
-from nin.gate.reference import Reference
+from nin.contract import Graph
+from nin.gate.reference import Reference, batch_for
 from nin.images import encode_png
+from nin.network.classifier import Preprocess
 from nin.serve.server import Server
+from tests.models import CLASSIFIER, CONTRACT, GRAPHS, LABELS, MAX_BATCH, NETWORK
 
 Pixels = NDArray[np.uint8]
 FILE_MODELS = ("fashion_mnist", "fashion_mnist_torchscript", "nin_onnx", "nin_torchscript")
@@ -79,7 +80,9 @@ def assert_refused(ended: Ended, message: str) -> None:
 def input_of(model: str, reference: Reference, folder: Path) -> Path:
     """The reference's images as the model takes them."""
     graph = GRAPHS["nin" if model.startswith("nin") else "fashion_mnist"]
-    return write_idx(folder / f"{model}.idx", graph_input(graph, reference.pixels))
+    return write_idx(
+        folder / f"{model}.idx", batch_for(Preprocess(CONTRACT), graph, reference.pixels)
+    )
 
 
 @pytest.mark.parametrize("model", FILE_MODELS)
@@ -183,7 +186,7 @@ def binary(outputs: object, data: bytes, length: object = None) -> bytes:
     return http(text + data, Inference_Header_Content_Length=size)
 
 
-def metadata(graph: Graph = FASHION_MNIST) -> dict[str, Any]:
+def metadata(graph: Graph = CLASSIFIER) -> dict[str, Any]:
     kinds = {"uint8": "UINT8", "float32": "FP32"}
     tensors = (graph.input, *graph.outputs)
     found = [tensor(t.name, kinds[t.dtype], [-1, *t.shape]) for t in tensors]
@@ -646,7 +649,7 @@ def floats(tmp_path: Path) -> Path:
 
 def network_server(fake: FakeServer, replaced: dict[str, Answer]) -> Fake:
     server = fake(replaced)
-    server.answers["metadata"] = as_json(metadata(NIN))
+    server.answers["metadata"] = as_json(metadata(NETWORK))
     server.answers["config"] = as_json({"max_batch_size": 7})
     server.answers["labels"] = labels(TEXTS, "logits")
     return server

@@ -20,7 +20,7 @@ from nin.paths import NIN
 
 Pixels = NDArray[np.uint8]
 
-RULES = {
+RULES: dict[str, Any] = {
     "mode": "rgb",
     "resize": "crop",
     "height": 48,
@@ -63,7 +63,7 @@ def test_pixels_are_pillows_and_torchvisions(mode: str, resize: str, filter_of: 
     random = np.random.default_rng(0)
     for _ in range(150):
         width, height = random.integers(8, 90, 2).tolist()
-        rules = {
+        rules: dict[str, Any] = {
             "mode": mode,
             "resize": resize,
             "height": int(random.integers(8, 60)),

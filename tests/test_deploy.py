@@ -97,7 +97,9 @@ def baked_command() -> list[str]:
 
 def quantity(text: str) -> float:
     """What Kubernetes and compose call 2, 256Mi or 4g."""
-    number, unit = re.fullmatch(r"(\d+)(\w*)", text).groups()
+    parts = re.fullmatch(r"(\d+)(\w*)", text)
+    assert parts is not None
+    number, unit = parts.groups()
     return int(number) * {"": 1, "m": 2**20, "g": 2**30, "Mi": 2**20, "Gi": 2**30}[unit]
 
 
@@ -336,7 +338,9 @@ def test_probes_ask_the_real_endpoints(pod: Pod) -> None:
 def test_all_ask_the_same_models_whether_they_are_ready() -> None:
     first, *others = readiness_probes()
     assert others == [first, first]
-    names = re.findall(r"\w+", re.search(r"\{(.*)\}", first[-1])[1])
+    braces = re.search(r"\{(.*)\}", first[-1])
+    assert braces is not None
+    names = re.findall(r"\w+", braces[1])
     assert names == [CLASSIFIER, DECODER, ENSEMBLE]
 
 
@@ -497,7 +501,9 @@ def test_the_ingress_lets_in_classification_only() -> None:
         assert validate(part, KUBERNETES, strict=True) == KUBERNETES
     [rule] = ingress["spec"]["rules"]
     assert {(path["path"], path["pathType"]) for path in rule["http"]["paths"]} == {
-        (f"/v2/models/{name}/infer", "Exact") for name in (CLASSIFIER, ENSEMBLE)
+        (f"/v2/models/{name}/{what}", "Exact")
+        for name in (CLASSIFIER, ENSEMBLE)
+        for what in ("infer", "config")
     }
     service = {"name": manifest("Service")["metadata"]["name"], "port": {"name": "http"}}
     assert all(path["backend"] == {"service": service} for path in rule["http"]["paths"])

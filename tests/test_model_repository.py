@@ -20,7 +20,6 @@ from nin.client import TIMEOUT_S
 from nin.contract import Contract, Model, Tensor, load_contract
 from nin.network.torch_settings import ignore_deprecations
 from nin.paths import MODEL_REPOSITORY, NIN
-from nin.serve import configs
 from nin.serve.configs import COMMITTED, Layout, config_text, layout_for, model_files, parse
 from tests.models import ODD_LABELS
 
@@ -255,7 +254,7 @@ def test_an_instance_per_core_unless_told_otherwise(
 
 
 def test_the_layout_without_options_is_this_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs.os, "sched_getaffinity", lambda _: {0, 3, 5})
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5})
     assert layout_for() == Layout(3, 1)
 
 

@@ -206,7 +206,8 @@ def drop_the_division(module: Any) -> None:
 
 
 def forget_a_bias(module: Any) -> None:
-    next(m for m in module.modules() if isinstance(m, torch.nn.Conv2d)).bias.zero_()
+    convolution: Any = next(m for m in module.modules() if isinstance(m, torch.nn.Conv2d))
+    convolution.bias.zero_()
 
 
 CORRUPTIONS = [

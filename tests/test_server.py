@@ -73,10 +73,9 @@ def test_swap_and_rollback_under_load_lose_no_request(
     publish_script = "export/to_triton.py"
     with serve(own_built_in, ports=FREE) as server, load(server.grpc, pixels, labels) as asked:
         options = ("--artifacts", artifacts, "--repository", own_built_in, "--load", server.http)
-        options = (*options, "--unproven")
         wait_for(asked, 50)
         assert served_versions(server.http, contract) == ["1"]
-        assert script(publish_script, *options).code == 0
+        assert script(publish_script, *options, "--unproven").code == 0
         assert served_versions(server.http, contract) == ["1", "2"]
         wait_for(asked, 50)
         assert script(publish_script, *options, "--rollback").code == 0

@@ -310,7 +310,7 @@ def binary(
     data: bytes, *, declared: int, shape: tuple[int, ...] = (1, 28, 28)
 ) -> tuple[bytes, int]:
     """A request with the binary tensor extension: its body and the length of its JSON part."""
-    tensor = {"name": "pixels", "shape": shape, "datatype": "UINT8"}
+    tensor: dict[str, object] = {"name": "pixels", "shape": shape, "datatype": "UINT8"}
     tensor["parameters"] = {"binary_data_size": declared}
     text = json.dumps({"inputs": [tensor]}).encode()
     return text + data, len(text)

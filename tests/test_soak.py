@@ -45,7 +45,7 @@ def ask(
     random = np.random.default_rng(seed)
     files = [encode_png(image) for image in reference.pixels]
     protocol = list(URLS)[seed % 2]
-    with Client(getattr(server, protocol), protocol=protocol, retries=0) as client:  # type: ignore[arg-type]
+    with Client(getattr(server, protocol), protocol=protocol, retries=0) as client:
         while not stop.is_set():
             indices = random.integers(0, len(files), random.integers(1, 5))
             model = str(random.choice(MODELS))

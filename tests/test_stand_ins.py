@@ -314,7 +314,7 @@ def test_pytorch_naming_conventions(
     (folder / "config.pbtxt").write_text(
         f'name: "{folder.name}" backend: "pytorch" max_batch_size: 4\n{tensors}'
     )
-    first, second = np.float32([[5, 7]]), np.float32([[1, 2]])
+    first, second = np.array([[5, 7]], np.float32), np.array([[1, 2]], np.float32)
     minuend, subtrahend = (second, first) if swaps_inputs else (first, second)
     if inputs[0] == "subtrahend":
         minuend, subtrahend = second, first

@@ -288,7 +288,7 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path, fitted
     train, _ = split(10_000)
     pixels, labels = (torch.tensor(a)[train[:8]] for a in load_test_images(""))
     image = interpolate(pixels[:, None] / 255, size=(224, 224), mode="bilinear")
-    cross_entropy(network(image), labels.long()).backward()  # type: ignore[no-untyped-call]
+    cross_entropy(network(image), labels.long()).backward()
     with torch.no_grad():
         for parameter in network.parameters():
             assert parameter.grad is not None

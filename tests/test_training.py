@@ -40,7 +40,7 @@ def numbered(count: int) -> torch.Tensor:
 def test_holds_out_the_same_images_always() -> None:
     train, held_out = split(60_000)
     assert (len(train), len(held_out)) == (55_000, 5_000)
-    assert len(torch.cat([train, held_out]).unique()) == 60_000  # type: ignore[no-untyped-call]
+    assert len(torch.cat([train, held_out]).unique()) == 60_000
     assert torch.equal(held_out, split(60_000)[1])
     assert held_out[:4].tolist() == [35845, 27522, 33254, 23645]  # as for all weights so far
 
@@ -90,8 +90,8 @@ def test_whole_images_are_shifted_over_black() -> None:
     batches = Batches(pixels, torch.zeros(400, dtype=torch.int64), WHOLE, seed=0)
     cut, _ = batches(0, crop=28)
     columns = (cut[:, 14] == 0).sum(1)  # as many black ones as the image moved
-    assert columns.unique().tolist() == [0, 1, 2]  # type: ignore[no-untyped-call]
-    assert cut.unique().tolist() == [0, 255]  # type: ignore[no-untyped-call]
+    assert columns.unique().tolist() == [0, 1, 2]
+    assert cut.unique().tolist() == [0, 255]
 
 
 def test_about_half_of_the_images_are_mirrored() -> None:
@@ -100,7 +100,7 @@ def test_about_half_of_the_images_are_mirrored() -> None:
     cut, _ = batches(0, crop=20)
     mirrored = int((cut[:, 0, 0] > cut[:, 0, 1]).sum())
     assert 150 < mirrored < 250
-    corners = cut.amin((1, 2)).unique()  # type: ignore[no-untyped-call]
+    corners = cut.amin((1, 2)).unique()
     assert len(corners) == 9  # the crop lies anywhere
 
 
@@ -197,7 +197,7 @@ def test_statistics_are_fair_after_few_batches() -> None:
     torch.manual_seed(0)
     norm = batch_norm.BatchNorm(3)
     x = 5 + 2 * torch.randn(64, 3, 9, 9)
-    for part in x.split(32):  # type: ignore[no-untyped-call]
+    for part in x.split(32):
         norm(part)
     torch.testing.assert_close(norm.eval()(x), norm.train()(x), rtol=0, atol=0.05)
 
@@ -244,7 +244,7 @@ def normalisation() -> tuple[batch_norm.BatchNorm, torch.Tensor, torch.Tensor]:
 
 
 def test_two_processes_normalise_over_both_batches(tmp_path: Path) -> None:
-    spawn(_normalise_a_half, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_normalise_a_half, (tmp_path,), nprocs=2)
     norm, x, gradient = normalisation()
     x.requires_grad_()
     y = norm(x)
@@ -304,7 +304,7 @@ def test_the_stem_convolves_pixels_like_torch_their_images(side: int) -> None:
     found, expected = ([y, *torch.autograd.grad(y, (weight, bias), gradient)] for y in outputs)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 1e-5 * other.norm()
-    stem.convolve(pixels, weight, bias).sum().backward()  # type: ignore[no-untyped-call]
+    stem.convolve(pixels, weight, bias).sum().backward()
     assert weight.grad.stride() == weight.stride()  # or DistributedDataParallel copies and warns
 
 

@@ -110,7 +110,9 @@ def metadata() -> dict[str, bytes]:
     image = NetworkImage(3, 4, 5, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     graphs = (
         Graph("classifier", pixels, tuple(outputs), max_batch=64, files=files),
-        Graph("network", Tensor("image", "float32", (3, 4, 5)), tuple(outputs[:1]), 64, image=image),
+        Graph(
+            "network", Tensor("image", "float32", (3, 4, 5)), tuple(outputs[:1]), 64, image=image
+        ),
     )
     files_by_name = {}
     for graph in graphs:

@@ -27,6 +27,7 @@ from nin.gate.proof import REPORT
 from nin.gate.questions import (
     Plan,
     Questions,
+    as_files,
     make_questions,
     quick_plan,
     seed_of_today,
@@ -124,10 +125,13 @@ def execute(args: argparse.Namespace) -> None:
         if not row.model
     ]
     questions = questions_of(args, model)
+    takes_files = any(row.graph == contract.ensemble.graph for row in asked)
+    of_files = as_files(questions, model) if takes_files else questions
 
     def check(row: Asked, runtime: Runtime) -> Row:
+        questions_of_row = of_files if row.model == contract.ensemble else questions
         assert row.plan is not None
-        return check_parity(row.name, runtime, row.graph, questions, row.plan)
+        return check_parity(row.name, runtime, row.graph, questions_of_row, row.plan)
 
     rows = [check(row, runtime) for row, runtime in runtimes]
     if served := [row for row in asked if row.model]:

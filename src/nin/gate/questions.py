@@ -1,7 +1,7 @@
 """What the gate asks: which images, in which batches, and the answers that are right."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nin.contract import GOLDEN_IMAGES, Graph
+from nin.decoder import decode
 from nin.gate.golden import Golden
 from nin.gate.reference import Reference, batch_for, compute_golden, compute_reference
 from nin.gate.synthetic import synthetic_images
+from nin.images import encode_png
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
 from nin.samples import SampleSet
@@ -34,10 +36,12 @@ class Questions:
     weights_sha256: str
     seed: int
     preprocess: Preprocess
+    pictures: NDArray[np.uint8] | None = None  # the files' pixels before they are decoded
 
     def batch(self, graph: Graph, indices: Batch) -> NDArray[Any]:
         """These images in the form that `graph` takes."""
-        return batch_for(self.preprocess, graph, self.reference.pixels[indices])
+        images = self.reference.pixels if self.pictures is None else self.pictures
+        return batch_for(self.preprocess, graph, images[indices])
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,20 @@ def make_questions(model: TrainedModel, samples: SampleSet, *, count: int, seed:
         seed=seed,
         preprocess=Preprocess(model.contract),
     )
+
+
+def as_files(questions: Questions, model: TrainedModel) -> Questions:
+    """The same images as PNG files: what is right for them is what the decoded pixels give.
+
+    Decoding may crop, so those aren't always the pixels that were encoded.
+    """
+    files = model.contract.files.describe()
+    pictures = questions.reference.pixels
+    decoded = np.stack([decode(encode_png(picture), **files) for picture in pictures])
+    if np.array_equal(decoded, pictures):
+        return questions
+    reference = compute_reference(model, decoded)
+    return replace(questions, reference=reference, pictures=pictures)
 
 
 def share_sizes(sharing: int, max_batch: int) -> list[Plan]:
