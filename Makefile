@@ -52,7 +52,7 @@ bench: cpp  ## serving against onnxruntime in process, and C++ against Python
 	@$(RUN) scripts/bench_cpp.py
 
 clean:  ## remove what can be made again, the environment included
-	rm -rf artifacts .venv .triton cpp_client/build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf artifacts .venv .triton .releases cpp_client/build .mypy_cache .pytest_cache .ruff_cache
 
 # An environment holds the path of the checkout that made it: in a copied or moved one it would run the
 # original's code, so it is made anew.

@@ -68,7 +68,9 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     options = parser(__doc__)
-    options.add_argument("--rounds", type=positive, default=5, help="medians of so many are told")
+    options.add_argument(
+        "--rounds", type=positive, default=5, help="of which the medians are reported"
+    )
     options.add_argument("--calls", type=positive, default=300, help="timed images of each side")
     options.add_argument(
         "--growth", type=positive, default=10_000, help="calls to look for a growing heap in"
@@ -127,7 +129,7 @@ def output_of(*command: object) -> Measured:
     return found if isinstance(found, dict) else {}  # of the start, only the time counts
 
 
-# What is told
+# The report
 
 
 def batches(rounds: Sequence[dict[Point, Measured]]) -> list[int]:

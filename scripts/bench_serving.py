@@ -109,7 +109,7 @@ def parse_args() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--seconds", type=positive, default=5, help="of measuring, for each point")
     options.add_argument(
-        "--rounds", type=positive, default=3, help="the whole sweep so many times; medians are told"
+        "--rounds", type=positive, default=3, help="of the whole sweep; medians are reported"
     )
     options.add_argument(
         "--concurrency", type=positive, nargs="+", default=CONCURRENCIES, help="requests at a time"

@@ -106,7 +106,9 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     options = parser(__doc__)
-    options.add_argument("--rounds", type=positive, default=3, help="medians of so many are told")
+    options.add_argument(
+        "--rounds", type=positive, default=3, help="of which the medians are reported"
+    )
     options.add_argument("--steps", type=positive, default=4, help="timed in each turn of a loop")
     options.add_argument("--batch-size", type=positive, help="instead of the recipes'")
     options.add_argument(
@@ -335,7 +337,7 @@ def flops_per_image(side: int, *, backward: bool = True) -> int:
     return int(counter.get_total_flops())
 
 
-# What is told
+# The report
 
 
 def describe(

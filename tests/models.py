@@ -30,7 +30,7 @@ def make_resnet18(folder: Path) -> None:
     for name in ("model.toml", "labels.txt"):
         shutil.copy(RESNET18 / name, folder / name)
     draw_samples(folder / "samples", sizes=((300, 260), (256, 400), (500, 333), (224, 224)))
-    network = settled(torchvision.models.resnet18(), torch.rand(8, 3, 96, 96))
+    network = settled(torchvision.models.resnet18(), (8, 3, 96, 96))
     torch.save(network.state_dict(), folder / "weights.pth")
 
 
@@ -50,8 +50,8 @@ def make_small_resnet18(folder: Path) -> None:
     path.write_text(text)
 
 
-def settled(network: nn.Module, images: torch.Tensor) -> nn.Module:
-    """Weights by a fixed seed, and batch norms that have seen a few batches."""
+def settled(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Weights by a fixed seed, and batch norms that have seen a few batches of this shape."""
     random = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
@@ -64,7 +64,7 @@ def settled(network: nn.Module, images: torch.Tensor) -> nn.Module:
     network.train()
     with torch.no_grad():
         for _ in range(3):
-            network(images)
+            network(torch.rand(shape, generator=random))
     return network.eval()
 
 
@@ -152,5 +152,5 @@ max_batch = 5
     namespace: dict[str, object] = {}
     exec(_LENET, namespace)  # noqa: S102
     network = namespace["make"](len(labels))  # type: ignore[operator]
-    settled(network, torch.rand(8, 1, 32, 20))
+    settled(network, (8, 1, 32, 20))
     save_file(network.state_dict(), folder / "weights.safetensors")

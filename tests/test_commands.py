@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from nin.commands import COMMANDS
-from nin.terminal import table
 from tests.conftest import Script
 
 # Runs the program as if by a shell: what is imported here already isn't there.
@@ -73,16 +72,3 @@ def test_a_package_that_cannot_be_loaded_is_one_line(
     ended = run("sys.path.insert(0, '.')", "export", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr == f"error: {message}\n"
-
-
-def test_columns_are_aligned_in_every_script() -> None:
-    shown = table(
-        ["label", "probability"], [["毛衣", "0.5"], ["Ärmel", "0.25"], ["e\u0301te", "1"]]
-    )
-    assert shown.splitlines() == [
-        "| label | probability |",
-        "|-------|------------:|",
-        "| 毛衣  |         0.5 |",
-        "| Ärmel |        0.25 |",
-        "| e\u0301te   |           1 |",
-    ]

@@ -1,4 +1,4 @@
-"""The command `nin evaluate` of this checkout: tells how good a model is, class by class.
+"""The command `nin evaluate` of this checkout: evaluates a model class by class.
 
 python train/evaluate.py --weights runs/best/nin.safetensors
 """

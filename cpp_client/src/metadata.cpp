@@ -59,7 +59,7 @@ Input parse_input(const json& tensor) {
   if (input.name.empty() || !shape.is_array() || shape.empty() || shape.size() > 8 ||
       shape.front() != "batch") {
     throw Error("its input is " + one_line(tensor.dump()) +
-                R"(, expected a name and a shape as ["batch", 28, 28])");
+                R"(, expected a name and a shape as ["batch", 32, 32])");
   }
   for (auto size = shape.begin() + 1; size != shape.end(); ++size) {
     input.shape.push_back(to_number(*size, 1, max_edge, "input's size"));

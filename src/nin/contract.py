@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nin.errors import InputError
@@ -21,16 +20,6 @@ CONTRACT_FILE = "model.toml"
 
 # Name of the dynamic first dimension of every tensor.
 BATCH = "batch"
-
-# A runtime may be off by this many times the error that float32 eager makes itself: it may add
-# the same products in any order, and nothing else. Measured: docs/parity.md.
-BUDGET_FACTOR = 8
-
-# How many samples travel in every artifact with their reference outputs: as many as stay within
-# the bytes, but no fewer than the least.
-GOLDEN_IMAGES = 32
-GOLDEN_IMAGES_LEAST = 4
-GOLDEN_BYTES = 750_000  # 1 MB as base64
 
 Outputs = dict[str, NDArray[Any]]  # by output name, each (N, classes)
 Run = Callable[[NDArray[Any]], Outputs]
@@ -342,7 +331,7 @@ def _read_network(folder: Path, table: "_Table", name: str) -> Network:
         weights=folder / table.text("weights", "weights.safetensors"),
     )
     if network.name == name:
-        table.fail("name", name, "another name than the classifier's, for its files lie beside")
+        table.fail("name", name, "another name than the classifier's: their files share a folder")
     table.refuse_unknown()
     return network
 
@@ -508,16 +497,3 @@ class _Table:
 
     def _where(self, key: str) -> str:
         return f"{self.path}: {self._title}.{key}" if self._title else f"{self.path}: {key}"
-
-
-def golden_count(graph: Graph, samples: int) -> int:
-    """How many of so many samples an artifact of `graph` carries."""
-    outputs = sum(8 * math.prod(t.shape) for t in graph.outputs)  # float64
-    size = math.prod(graph.input.shape) + outputs
-    return min(samples, max(GOLDEN_IMAGES_LEAST, min(GOLDEN_IMAGES, GOLDEN_BYTES // size)))
-
-
-def normalise(images: NDArray[np.uint8], image: Image) -> NDArray[np.float32]:
-    """Images (N, C, H, W) in [0, 255] as the network's float32 input; C++ does the same steps."""
-    mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (image.mean, image.std))
-    return (images.astype(np.float32) / np.float32(255) - mean) / std

@@ -1,6 +1,6 @@
 """From a trained PyTorch classifier to C++ and Triton, proven equal.
 
-nin COMMAND --help tells more of each command.
+nin COMMAND --help explains a command and its options.
 """
 
 import importlib
@@ -28,7 +28,7 @@ COMMANDS = {
     "serve": Command("serve", "serve a repository with the embedded Triton"),
     "classify": Command("", "classify images by a Triton server"),
     "train": Command("train", "train the built-in model's network"),
-    "evaluate": Command("train", "tell how good a model is, class by class"),
+    "evaluate": Command("train", "evaluate a model on its samples, class by class"),
 }
 
 

@@ -1,4 +1,4 @@
-"""How good the weights, or an export of them, are on the samples, class by class.
+"""Evaluates the weights, or an export of them, on the samples, class by class.
 
 nin evaluate                                      # the weights, on all samples
 nin evaluate --weights runs/best/nin.safetensors

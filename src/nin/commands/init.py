@@ -1,6 +1,6 @@
 """Writes a model folder to edit, with what can be found out by building the network.
 
-nin init models/resnet18 --from torchvision.models:resnet18
+nin init models/vgg11 --from torchvision.models:vgg11
 nin init models/cats --from cats.py:make --arguments 'num_classes = 12' --weights cats.pt
 nin init models/digits --from mypackage.net:Net --labels digits.txt --samples photographs
 

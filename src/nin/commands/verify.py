@@ -22,7 +22,15 @@ from nin.contract import Contract, Graph, Model, load_contract
 from nin.errors import CheckError, InputError
 from nin.export.artifact import read_manifest
 from nin.files import make_folder, write_atomically
-from nin.gate.parity import HEADER, Row, check_parity, markdown, report, table_rows
+from nin.gate.parity import (
+    HEADER,
+    Row,
+    check_parity,
+    failures_of,
+    markdown,
+    report,
+    table_rows,
+)
 from nin.gate.proof import REPORT
 from nin.gate.questions import (
     Plan,
@@ -145,7 +153,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def verify_releases(args: argparse.Namespace, contract: Contract) -> None:
-    """The same rules, but for few batch sizes, in what releases of Triton carry."""
+    """The same rules in what releases of Triton carry, with only a few batch sizes."""
     for name in args.releases:
         triton_release(name)  # unknown ones end it now
     questions = questions_of(args, load_model(args.model, args.weights))
@@ -164,8 +172,7 @@ def questions_of(args: argparse.Namespace, model: TrainedModel) -> Questions:
 
 def require_open(rows: list[Row]) -> None:
     """Raises CheckError with what failed in them."""
-    failures = [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]
-    if failures:
+    if failures := failures_of(rows):
         raise CheckError("the gate is closed\n  " + "\n  ".join(failures))
 
 

@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     if not path.is_file():
         raise InputError(
             f"no {MANIFEST} in {folder}; export first: "
-            "`python export/to_onnx.py` and `python export/to_torchscript.py`"
+            "`nin export onnx` and `nin export torchscript`"
         )
     try:
         artifacts = json.loads(path.read_bytes())["artifacts"]
@@ -98,7 +98,7 @@ def read_artifact(folder: Path, name: str) -> bytes:
     entry = read_manifest(folder).get(name)
     path = folder / name
     if entry is None or not path.is_file():
-        raise InputError(f"no {name} in {folder}; export it first: see `make export`")
+        raise InputError(f"no {name} in {folder}; export it first: see `nin export --help`")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:

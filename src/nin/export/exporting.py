@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from nin.contract import GOLDEN_IMAGES, Graph
+from nin.contract import Graph
 from nin.errors import CheckError, InputError
 from nin.export.artifact import MANIFEST, Entry, Metadata, read_manifest, write_manifest
 from nin.export.formats import Format
 from nin.files import atomic_path, locked, make_folder
-from nin.gate.golden import Golden, replay
+from nin.gate.golden import GOLDEN_IMAGES, Golden, replay
 from nin.gate.reference import compute_golden
 from nin.network.build import TrainedModel
 from nin.samples import open_samples

@@ -2,15 +2,22 @@
 
 import base64
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.contract import ENCODED_IMAGE, Graph, Outputs, Run, normalise
+from nin.contract import ENCODED_IMAGE, Graph, Image, Outputs, Run
 from nin.errors import CheckError
 from nin.images import encode_png, encoded
+
+# How many samples travel in every artifact with their reference outputs: as many as stay within
+# the bytes, but no fewer than the least.
+GOLDEN_IMAGES = 32
+_LEAST_IMAGES = 4
+_LARGEST_BYTES = 750_000  # 1 MB as base64
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,19 @@ class Golden:
 
 def _encode(array: NDArray[Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def golden_count(graph: Graph, samples: int) -> int:
+    """How many of so many samples an artifact of `graph` carries."""
+    outputs = sum(8 * math.prod(t.shape) for t in graph.outputs)  # float64
+    size = math.prod(graph.input.shape) + outputs
+    return min(samples, max(_LEAST_IMAGES, min(GOLDEN_IMAGES, _LARGEST_BYTES // size)))
+
+
+def normalise(images: NDArray[np.uint8], image: Image) -> NDArray[np.float32]:
+    """Images (N, C, H, W) in [0, 255] as the network's float32 input; C++ does the same steps."""
+    mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (image.mean, image.std))
+    return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 
 def graph_input(graph: Graph, pixels: NDArray[np.uint8]) -> NDArray[Any]:

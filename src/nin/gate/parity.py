@@ -309,6 +309,11 @@ def table_rows(rows: list[Row]) -> list[tuple[str, ...]]:
     ]
 
 
+def failures_of(rows: list[Row]) -> list[str]:
+    """What failed in all of them, a line each."""
+    return [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]
+
+
 def markdown(rows: list[Row], about: dict[str, Any]) -> str:
     """The report as a page: the table, the reasons of failures, the near ties."""
     lines = [

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from nin.contract import GOLDEN_IMAGES, Contract
+from nin.contract import Contract
 from nin.errors import CheckError
 from nin.export.artifact import read_manifest
-from nin.gate.parity import check_parity
+from nin.gate.golden import GOLDEN_IMAGES
+from nin.gate.parity import check_parity, failures_of
 from nin.gate.questions import make_questions, quick_plan, seed_of_today
 from nin.gate.runtimes.registry import artifact_of, open_runtime
 from nin.network.build import load_model
@@ -83,8 +84,7 @@ def _pass_quick_gate(
         check_parity(name, runtime, graph, questions, quick_plan(graph.max_batch))
         for name, graph, runtime in runtimes
     ]
-    failures = [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]
-    if failures:
+    if failures := failures_of(rows):
         raise CheckError(
             "nothing is published, the gate is closed\n  "
             + "\n  ".join(failures)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.contract import GOLDEN_IMAGES, Graph
+from nin.contract import Graph
 from nin.decoder import decode
-from nin.gate.golden import Golden
+from nin.gate.golden import GOLDEN_IMAGES, Golden
 from nin.gate.reference import Reference, batch_for, compute_golden, compute_reference
 from nin.gate.synthetic import synthetic_images
 from nin.images import encode_png

@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nin.contract import BUDGET_FACTOR, Graph, Outputs, golden_count, normalise
+from nin.contract import Graph, Outputs
 from nin.errors import CheckError
-from nin.gate.golden import Golden, graph_input
+from nin.gate.golden import Golden, golden_count, graph_input, normalise
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
+
+# A runtime may be off by this many times the error that float32 eager makes itself: it may add
+# the same products in any order, and nothing else. Measured: docs/parity.md.
+BUDGET_FACTOR = 8
 
 # Float64 activations of so many 224x224 images stay within a few hundred MB.
 _BATCH = 16

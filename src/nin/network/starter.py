@@ -250,10 +250,10 @@ def _write_samples(
 def _draw_for(folder: Path, network: Discovered, published: Published | None) -> None:
     larger = published.shorter_side / published.size if published else 1.0
     size = (round(network.width * larger), round(network.height * larger))
-    draw_samples(folder, size, mode="L" if network.channels == 1 else "RGB")
+    _draw_samples(folder, size, mode="L" if network.channels == 1 else "RGB")
 
 
-def draw_samples(folder: Path, size: tuple[int, int], *, mode: str) -> None:
+def _draw_samples(folder: Path, size: tuple[int, int], *, mode: str) -> None:
     """Pictures of shapes on smooth noise, always the same, some wide and some high.
 
     Args:

@@ -64,10 +64,6 @@ class Layout:
     gpu: bool = False  # one instance there; decoding alone stays on the CPU
 
 
-# Of the repository in git, whichever machine writes it. Our containers have so many cores.
-COMMITTED = Layout(instances=2, threads=1)
-
-
 def layout_for(
     instances: int | None = None, cores: int | None = None, *, gpu: bool = False
 ) -> Layout:

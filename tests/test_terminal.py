@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nin.terminal import table
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -27,7 +29,7 @@ def write():
 run(globals()[sys.argv[1]])
 """
 
-pytestmark = pytest.mark.parametrize("unbuffered", ["", "1"])
+buffered_or_not = pytest.mark.parametrize("unbuffered", ["", "1"])
 
 
 def run_shell(
@@ -41,6 +43,7 @@ def run_shell(
     )
 
 
+@buffered_or_not
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "gbk", "latin-1"])
 def test_a_name_that_cannot_be_printed_is_escaped(
     tmp_path: Path, unbuffered: str, encoding: str
@@ -57,6 +60,7 @@ def test_a_name_that_cannot_be_printed_is_escaped(
     assert ("한국.png" if encoding == "utf-8" else r"\ud55c\uad6d.png") in out
 
 
+@buffered_or_not
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
@@ -80,3 +84,16 @@ def test_what_is_lost_is_told_in_one_line(
     assert ended.returncode == code
     assert err.startswith(message)
     assert err.count("\n") == (1 if message else 0)
+
+
+def test_columns_of_a_table_are_aligned() -> None:
+    shown = table(
+        ["label", "probability"], [["毛衣", "0.5"], ["Ärmel", "0.25"], ["e\u0301te", "1"]]
+    )
+    assert shown.splitlines() == [
+        "| label | probability |",
+        "|-------|------------:|",
+        "| 毛衣  |         0.5 |",
+        "| Ärmel |        0.25 |",
+        "| e\u0301te   |           1 |",
+    ]
