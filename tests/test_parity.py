@@ -17,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nin.contract import Graph, Outputs
+from nin.contract import Contract, Graph, Outputs
 from nin.export.artifact import Metadata
 from nin.export.onnx_file import export_onnx
 from nin.export.torchscript_file import export_torchscript
@@ -629,6 +629,16 @@ def test_the_report_says_what_was_judged_and_asked(
     )
 
 
+def test_the_report_does_not_promise_more_samples_than_there_are(
+    lenet: Contract, lenet_artifacts: Path, tmp_path: Path, script: Script
+) -> None:
+    options = ("--model", lenet.folder, "--artifacts", lenet_artifacts, "--images", 1000)
+    ended = script(VERIFY, *options, "--runtimes", "eager", "--report", tmp_path / "r")
+    assert (ended.code, ended.err) == (0, "")
+    assert "16 of 16 samples" in ended.out
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == "all"
+
+
 @pytest.mark.parametrize(
     ("count", "runtimes"),
     [
@@ -648,10 +658,9 @@ def test_a_few_images_do_not_raise_a_false_alarm(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--images", "0"), "0 is not 1 to 10000, nor `all`"),
-        (("--images", "-5"), "-5 is not 1 to 10000"),
-        (("--images", "10001"), "10001 is not 1 to 10000"),
-        (("--images", "some"), "some is not 1 to 10000"),
+        (("--images", "0"), "0 is not a whole number from 1 on, nor `all`"),
+        (("--images", "-5"), "-5 is not a whole number from 1 on"),
+        (("--images", "some"), "some is not a whole number from 1 on"),
         (("--seed", "-1"), "-1 is not a whole number from 0 on"),
         (("--runtimes", "tflite"), "invalid choice: 'tflite'"),
         (("--graph", "vgg"), "no graph vgg in"),
@@ -660,8 +669,10 @@ def test_a_few_images_do_not_raise_a_false_alarm(
         (("--weights", "/nowhere"), "no weights file at /nowhere"),
     ],
 )
-def test_refuses_bad_options(options: tuple[str, ...], message: str, script: Script) -> None:
-    ended = script(VERIFY, *options)
+def test_refuses_bad_options(
+    options: tuple[str, ...], message: str, artifacts: Path, script: Script
+) -> None:
+    ended = script(VERIFY, "--artifacts", artifacts, *options)
     assert ended.code == 2
     assert message in ended.err
     assert "Traceback" not in ended.err

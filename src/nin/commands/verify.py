@@ -54,7 +54,7 @@ from nin.gate.runtimes.registry import (
 from nin.gate.runtimes.triton import SERVER_RUNTIMES
 from nin.network.build import TrainedModel, load_model
 from nin.releases import triton_release
-from nin.samples import open_samples
+from nin.samples import SampleSet, open_samples
 from nin.serve.server import find_tritonserver, serve_artifacts
 from nin.terminal import image_count, natural, short, table
 
@@ -118,8 +118,11 @@ def available_servers() -> tuple[str, ...]:
 def execute(args: argparse.Namespace) -> None:
     contract = load_contract(args.model)
     args.artifacts = artifacts_of(contract, args.artifacts)
+    samples = open_samples(contract, args.data_dir)
+    if args.images is not None and args.images >= len(samples):
+        args.images = None  # so that the report doesn't promise more than there are
     if args.releases:
-        verify_releases(args, contract)
+        verify_releases(args, contract, samples)
         return
     args.runtimes = args.runtimes or (*available_runtimes(), *available_servers())
     asked = plan_rows(args, contract)
@@ -132,7 +135,7 @@ def execute(args: argparse.Namespace) -> None:
         for row in asked
         if not row.model
     ]
-    questions = questions_of(args, model)
+    questions = questions_of(args, model, samples)
     takes_files = any(row.graph == contract.ensemble.graph for row in asked)
     of_files = as_files(questions, model) if takes_files else questions
 
@@ -152,20 +155,19 @@ def execute(args: argparse.Namespace) -> None:
     print("The gate is open: every runtime answers like the trained network.")
 
 
-def verify_releases(args: argparse.Namespace, contract: Contract) -> None:
+def verify_releases(args: argparse.Namespace, contract: Contract, samples: SampleSet) -> None:
     """The same rules in what releases of Triton carry, with only a few batch sizes."""
     for name in args.releases:
         triton_release(name)  # unknown ones end it now
-    questions = questions_of(args, load_model(args.model, args.weights))
+    questions = questions_of(args, load_model(args.model, args.weights), samples)
     rows = check_releases(args.releases, contract, args.artifacts, questions)
     print(table(HEADER, table_rows(rows)))
     require_open(rows)
     print("Every release answers like the trained network.")
 
 
-def questions_of(args: argparse.Namespace, model: TrainedModel) -> Questions:
-    samples = open_samples(model.contract, args.data_dir)
-    count = min(args.images or len(samples), len(samples))
+def questions_of(args: argparse.Namespace, model: TrainedModel, samples: SampleSet) -> Questions:
+    count = args.images or len(samples)
     print(f"{count} of {len(samples)} samples, chosen by --seed {args.seed}", flush=True)
     return make_questions(model, samples, count=count, seed=args.seed)
 
