@@ -168,6 +168,10 @@ def test_refuses_what_can_not_be_built(write: Write, code: str, build: str, mess
         ("return logits.log()", "gives NaN or infinity"),
         ("return nn.functional.dropout(logits, 0.5)", "answers differently when .*dropout"),
         ("return logits - logits.mean(0)", "differently alone than in a batch"),
+        (
+            "return self.linear(image.float().flatten(1))",
+            "can't be run in float64, .*: RuntimeError: .*; in its forward",
+        ),
         ("return logits if len(image) > 1 else logits * float('nan')", "gives NaN"),
         (
             "return logits if len(image) > 1 else image[:5, 0].view(5)",

@@ -134,6 +134,20 @@ def check_network(network: nn.Module, contract: Contract) -> None:
             f"{where} answers an image differently alone than in a batch: its outputs must not "
             "depend on the other images; use the running statistics of batch norm"
         )
+    _check_float64(network, images[:1], where)
+
+
+def _check_float64(network: nn.Module, images: Tensor, where: str) -> None:
+    """The reference is the network in float64: it must not insist on float32 inside."""
+    exact = deepcopy(network).double()
+    try:
+        with torch.inference_mode():
+            exact(images.double())
+    except Exception as error:  # it is the user's code
+        raise InputError(
+            f"{where} can't be run in float64, which the gate's reference is: {_reason(error)}; "
+            "in its forward() don't convert to float32, but to the dtype of its weights"
+        ) from error
 
 
 def check_classifier(own: nn.Module, naive: nn.Module, graph: Graph) -> None:
