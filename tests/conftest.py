@@ -137,7 +137,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all four exports, made by the scripts; tests that change it copy it first."""
     with made_once(tmp_path_factory, "artifacts") as (folder, filled):
         if not filled:
-            export(NIN, folder)
+            export_all(NIN, folder)
     return folder
 
 
@@ -163,7 +163,7 @@ def lenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resnet18_artifacts(resnet18: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with made_once(tmp_path_factory, "resnet18_artifacts") as (folder, filled):
         if not filled:
-            export(resnet18, folder)
+            export_all(resnet18, folder)
     return folder
 
 
@@ -176,7 +176,7 @@ def lenet(lenet_folder: Path) -> Contract:
 def lenet_artifacts(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with made_once(tmp_path_factory, "lenet_artifacts") as (folder, filled):
         if not filled:
-            export(lenet.folder, folder)
+            export_all(lenet.folder, folder)
     return folder
 
 
@@ -190,7 +190,7 @@ def lenet_repository(
     return folder
 
 
-def export(model: Path, folder: Path) -> None:
+def export_all(model: Path, folder: Path) -> None:
     """Both graphs in every format."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         for path in ("export/to_onnx.py", "export/to_torchscript.py"):

@@ -42,8 +42,8 @@ from nin.network.classifier import Preprocess
 from nin.network.weights import save_weights
 from nin.samples import open_samples
 from nin.serve.server import Server
-from tests.conftest import Script, vouch
-from tests.models import CLASSIFIER, CONTRACT, GRAPHS, LABELS, MAX_BATCH, NETWORK
+from tests.conftest import Script, export_all, vouch
+from tests.models import CLASSIFIER, CONTRACT, GRAPHS, LABELS, MAX_BATCH, NETWORK, make_resnet18
 
 ALL_SIZES = range(1, MAX_BATCH + 1)
 QUICK = quick_plan(MAX_BATCH)
@@ -107,6 +107,19 @@ def test_all_ten_thousand_images_pass(artifacts: Path, tmp_path: Path, script: S
     for row in json.loads((tmp_path / "report.json").read_text())["rows"]:
         assert row["images"] == 10_000
         assert row["accuracy"] == pytest.approx(0.9461, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_resnet18_passes_at_its_full_size(
+    embedded: None, cpp_build: Path, tmp_path: Path, script: Script
+) -> None:
+    """In every runtime, the server and C++; tests/test_demo.py has it smaller."""
+    make_resnet18(tmp_path / "model")
+    export_all(tmp_path / "model", tmp_path / "artifacts")
+    options = ("--model", tmp_path / "model", "--artifacts", tmp_path / "artifacts")
+    ended = script(VERIFY, *options)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("| pass ") == 8 + 4 * 3 + 2
 
 
 @pytest.mark.gpu
