@@ -33,7 +33,7 @@ from nin.serve.repository import (
     rollback,
     versions,
 )
-from tests.conftest import Ended, Script, export, vouch
+from tests.conftest import Ended, Script, export_all, vouch
 
 PUBLISH = "export/to_triton.py"
 
@@ -501,7 +501,7 @@ def other(lenet: Contract, tmp_path: Path) -> Contract:
 @pytest.fixture
 def other_artifacts(other: Contract, tmp_path: Path) -> Path:
     folder = tmp_path / "other artifacts"
-    export(other.folder, folder)
+    export_all(other.folder, folder)
     return folder
 
 
