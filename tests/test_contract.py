@@ -169,6 +169,9 @@ def test_mistakes_in_the_labels(tmp_path: Path, labels: str | bytes, message: st
         ("height = 32", "", "image.height is missing"),
         ("width = 48", "width = 48\nstd = [1, 0, 1]", "image.std is [1.0, 0.0, 1.0], expected"),
         ("width = 48", "width = 48\nstd = [1, -1, 1]", "expected numbers above 0"),
+        ("width = 48", "width = 48\nstd = [1, 1e-300, 1]", "expected numbers above 0, at least"),
+        ("width = 48", "width = 48\nstd = [58.4, 57.1, 57.4]", "divide those of bytes by 255"),
+        ("width = 48", "width = 48\nmean = [123.7, 116.3, 103.5]", "expected that of pixels in"),
         ("width = 48", "width = 48\nmean = [0.5]", "image.mean is [0.5], expected 3 finite"),
         ("width = 48", "width = 48\nmean = [0, nan, 0]", "expected 3 finite numbers"),
         ("width = 48", 'width = 48\nmean = [0, "1", 0]', "expected 3 finite numbers"),
@@ -205,6 +208,8 @@ def test_mistakes_in_model_toml(tmp_path: Path, old: str, new: str, message: str
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model at .*nowhere: there is no such folder"):
         load_contract(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no model at .*labels\.txt: that is a file, expected a"):
+        load_contract(NIN / "labels.txt")
     with pytest.raises(InputError, match=r"it has no such file, .*; `nin init` writes one"):
         load_contract(tmp_path)
     write(tmp_path, b"name = '\xff'")

@@ -398,6 +398,11 @@ def test_largest_batch_runs_in_plain_onnxruntime(
     [
         ("onnx", "x.sum().item() > 1e9", "lenet can't be exported to ONNX: Could not guard"),
         ("pt", "torch.jit.is_tracing()", "lenet can't be traced for TorchScript: "),
+        (
+            "pt",
+            "(x := torch.from_numpy(x.numpy() * 1)) is None",
+            "lenet can't be traced for TorchScript: Converting a tensor to a NumPy array might",
+        ),
     ],
 )
 def test_a_network_that_can_not_be_exported_says_why(

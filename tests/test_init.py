@@ -37,6 +37,10 @@ class Spatial(Net):
     def forward(self, x):
         return self[0](x)
 
+class Dropping(Net):
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x))
+
 class TwoInputs(Net):
     def forward(self, x, y):
         return super().forward(x + y)
@@ -107,6 +111,13 @@ def published_weights(weights: WeightsEnum, **_: object) -> dict[str, torch.Tens
     options = {"init_weights": True} if name == "googlenet" else {}
     state: dict[str, torch.Tensor] = getattr(torchvision.models, name)(**options).state_dict()
     return state
+
+
+def test_preprocessing_for_another_size_is_in_proportion_and_to_be_checked(nin: Script) -> None:
+    ended = nin("init", "my net", "--from", "torchvision.models:resnet18", "--size", "56x112")
+    assert load_contract(Path("my net")).files.shorter_side == 64
+    assert "they are those of torchvision's weights" in ended.out
+    assert ended.out.endswith("  nin export onnx --model 'my net'\n")
 
 
 # --- somebody's own ---
@@ -229,6 +240,16 @@ def test_mistakes_leave_nothing_behind(
     assert re.search(message, ended.err)
     assert ended.err.splitlines()[-1].startswith(("error: ", "nin init: error: "))
     assert [path.name for path in folder.iterdir()] == ["net.py"]
+
+
+def test_trained_weights_are_tried_out(nin: Script, folder: Path) -> None:
+    layers = nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 5)
+    torch.save(nn.Sequential(*layers).state_dict(), "trained.pt")
+    options = ("--arguments", "classes = 5", "--weights", "trained.pt", "--size", "32x32")
+    ended = nin("init", "mine", "--from", "net.py:Dropping", *options)
+    assert ended.code == 2
+    assert ended.err.startswith("error: mine/model.toml: network.build = 'net.py:Dropping' answers")
+    assert not (folder / "mine").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(nin: Script, folder: Path) -> None:

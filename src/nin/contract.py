@@ -28,6 +28,10 @@ _MOST_CLASSES = 100_000
 _LARGEST_SIDE = 16_384
 _LARGEST_BATCH = 1_024
 
+# Of pixels in [0, 1]: what is far from that was meant for bytes, or isn't finite in float32.
+_LEAST_STD = 1e-6
+_LARGEST_SCALE = 10
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -248,7 +252,9 @@ def load_contract(folder: Path) -> Contract:
     """
     path = folder / CONTRACT_FILE
     if not path.is_file():
-        there = "there is no such folder" if not folder.is_dir() else "it has no such file"
+        there = "it has no such file" if folder.is_dir() else "there is no such folder"
+        if folder.is_file():
+            there = "that is a file"
         raise InputError(
             f"no model at {folder}: {there}, expected a folder with a {CONTRACT_FILE}; "
             "`nin init` writes one"
@@ -347,8 +353,11 @@ def _read_image(table: "_Table") -> Image:
         mean=table.numbers("mean", channels, 0.0),
         std=table.numbers("std", channels, 1.0),
     )
-    if min(image.std) <= 0:
-        table.fail("std", list(image.std), "numbers above 0")
+    if min(image.std) < _LEAST_STD:
+        table.fail("std", list(image.std), f"numbers above 0, at least {_LEAST_STD:g}")
+    for key, values in (("mean", image.mean), ("std", image.std)):
+        if max(map(abs, values)) > _LARGEST_SCALE:
+            table.fail(key, list(values), "that of pixels in [0, 1]; divide those of bytes by 255")
     table.refuse_unknown()
     return image
 

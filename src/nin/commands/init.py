@@ -9,6 +9,7 @@ The network's code is imported and run. It must take a batch of images alone, fl
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from nin.errors import InputError
@@ -64,7 +65,7 @@ def print_started(folder: Path, started: Started) -> None:
         print("\nPlease check:\n" + "\n".join(f"  {check}" for check in started.checks))
     if started.weights_command:
         print(f"\nThe weights are still missing; this writes them:\n  {started.weights_command}")
-    print(f"\nNext:\n  nin export onnx --model {folder}")
+    print(f"\nNext:\n  nin export onnx --model {shlex.quote(str(folder))}")
 
 
 def size(text: str) -> tuple[int, int]:

@@ -76,8 +76,8 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(
-            f"no {MANIFEST} in {folder}; export first: "
-            "`nin export onnx` and `nin export torchscript`"
+            f"no {MANIFEST} in {folder}; export first: `nin export onnx` and "
+            "`nin export torchscript`, both with the --model"
         )
     try:
         artifacts = json.loads(path.read_bytes())["artifacts"]
@@ -98,7 +98,11 @@ def read_artifact(folder: Path, name: str) -> bytes:
     entry = read_manifest(folder).get(name)
     path = folder / name
     if entry is None or not path.is_file():
-        raise InputError(f"no {name} in {folder}; export it first: see `nin export --help`")
+        kind = {".onnx": "onnx", ".pt": "torchscript"}.get(path.suffix, "")
+        raise InputError(
+            f"no {name} in {folder}; export it first: `nin export {kind}` with the --model, or "
+            "name the folder of its exports: --artifacts"
+        )
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:

@@ -1,6 +1,8 @@
 """Writes a graph as a traced and frozen TorchScript archive."""
 
 import io
+import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import torch
@@ -27,7 +29,7 @@ def export_torchscript(
     # the trace writes the TensorFloat-32 switch into every convolution
     with ignore_deprecations(), torch.inference_mode(), without_tf32():
         try:
-            traced = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
+            traced = _trace(module, example)
             frozen = torch.jit.freeze(traced)
         except Exception as error:  # of torch, or of the network's own code
             raise InputError(
@@ -36,6 +38,40 @@ def export_torchscript(
             ) from error
         torch.jit.save(frozen, buffer, _extra_files=texts)
     return _without_debug_records(buffer.getvalue())
+
+
+def _trace(module: nn.Module, example: torch.Tensor) -> torch.jit.ScriptModule:
+    """The trace; where torch warns of it, it must answer other images as the module does.
+
+    Raises RuntimeError with torch's warning where it doesn't.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        traced = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
+    doubts = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)]
+    for warning in caught:
+        if warning not in doubts:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if doubts and not all(map(_agree, *_answers(traced, module, example))):
+        raise RuntimeError(str(doubts[0].message).partition(". ")[0])
+    return traced  # type: ignore[no-any-return]
+
+
+def _answers(
+    traced: nn.Module, module: nn.Module, example: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """What both give for more images than were traced."""
+    more = torch.cat([example, example.flip(-1)[:1]])
+    for run in (traced, module):
+        outputs = run(more)
+        yield outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _agree(found: torch.Tensor, right: torch.Tensor) -> bool:
+    """But for rounding."""
+    return found.shape == right.shape and torch.allclose(found, right, rtol=1e-3, atol=1e-4)
 
 
 def read_torchscript_texts(data: bytes) -> dict[str, str]:

@@ -20,6 +20,9 @@ from nin.network.classifier import Preprocess
 # the same products in any order, and nothing else. Measured: docs/parity.md.
 BUDGET_FACTOR = 8
 
+# The last place of a float32.
+_EPSILON = float(np.finfo(np.float32).eps)
+
 # Float64 activations of so many 224x224 images stay within a few hundred MB.
 _BATCH = 16
 
@@ -96,7 +99,9 @@ def _with_budget(exact: Outputs, rounded: Outputs) -> tuple[Outputs, dict[str, f
     errors = {name: float(np.abs(rounded[name] - exact[name]).max()) for name in exact}
     if not all(np.isfinite(error) for error in errors.values()):
         raise CheckError("the network's float32 outputs are not finite on these images")
-    return exact, {name: BUDGET_FACTOR * error for name, error in errors.items()}
+    # of few images a small network may happen to get all nearly right: no runtime has to
+    least = {name: _EPSILON * float(np.abs(exact[name]).max()) for name in exact}
+    return exact, {name: BUDGET_FACTOR * max(errors[name], least[name]) for name in exact}
 
 
 def _run(network: nn.Module, inputs: Tensor, dtype: torch.dtype, prepare: Any) -> Outputs:

@@ -8,7 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import nn
 from nin.contract import CONTRACT_FILE, load_contract, read_labels
 from nin.errors import InputError, explain
 from nin.files import make_folder, temporary_path
-from nin.network.build import make_module, resolve
+from nin.network.build import check_network, make_module, resolve
 from nin.network.discover import SIZES, Discovered, Size, discover
 from nin.network.published import Published, find_published, unique
 from nin.network.weights import load_weights
@@ -118,9 +118,17 @@ def start_folder(folder: Path, source: Source) -> Started:
         if not source.weights:
             fetched = None if source.arguments else published
             started.weights_command = _weights_command(folder / _WEIGHTS, fetched)
+        if published and (source.size or source.arguments or source.labels):
+            started.checks.append(
+                f"{CONTRACT_FILE}, [image] and [files]: they are those of torchvision's weights; "
+                "is this how yours were trained?"
+            )
         text = _TEMPLATE.format_map(entries).replace("{  }", "{}")
         (new / CONTRACT_FILE).write_text(text, encoding="utf-8")
-        open_samples(load_contract(new), source.samples)
+        contract = load_contract(new)
+        open_samples(contract, source.samples)
+        if source.weights:
+            check_network(network, replace(contract, folder=folder))
         started.files = sorted(_listed(new))
     return started
 
@@ -329,7 +337,7 @@ def _files(started: Started, published: Published | None) -> dict[str, str]:
     resize, shorter_side, chosen = "stretch", "", "bilinear"
     if published:
         resize, chosen = "crop", published.filter
-        side = f"shorter_side = {published.shorter_side}"
+        side = f"shorter_side = {_shorter_side(started.network, published)}"
         shorter_side = f"{side:<35} # of the file, before its centre is cut out\n"
     else:
         started.checks.append(f"{CONTRACT_FILE}, [files]: how training read its files")
@@ -342,6 +350,11 @@ def _files(started: Started, published: Published | None) -> dict[str, str]:
         "filter": _quote(chosen),
         "other_filter": _quote("bilinear" if chosen == "bicubic" else "bicubic"),
     }
+
+
+def _shorter_side(network: Discovered, published: Published) -> int:
+    """As much larger than the network's images as in torchvision's preprocessing."""
+    return round(min(network.height, network.width) * published.shorter_side / published.size)
 
 
 def _quote(text: str) -> str:
