@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import torch
 from torch import nn
+from torch.jit._trace import TracerWarning
 
 from nin.contract import Graph
 from nin.errors import InputError, first_line
@@ -46,9 +47,9 @@ def _trace(module: nn.Module, example: torch.Tensor) -> torch.jit.ScriptModule:
     Raises RuntimeError with torch's warning where it doesn't.
     """
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always", TracerWarning)
         traced = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
-    doubts = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)]
+    doubts = [w for w in caught if issubclass(w.category, TracerWarning)]
     for warning in caught:
         if warning not in doubts:
             warnings.warn_explicit(
