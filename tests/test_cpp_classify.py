@@ -267,7 +267,7 @@ def test_a_closed_standard_output(cpp_build: Path, artifacts: Path) -> None:
     ("source", "reason"),
     [
         ("cat /dev/zero", "not a PNG or JPEG file"),
-        ("cat /dev/zero | gzip -1", "its header is [0, 0, 0, 0]"),
+        ("cat /dev/zero | gzip -1", "its header is [0]"),
         (r"printf '\0\0\10\3\0\0\0\1\0\0\0\34\0\0\0\34'; cat /dev/zero", "it has more"),
         (r"printf '\377\330\377'; cat /dev/zero", "it has more than 512 MiB"),
     ],

@@ -85,24 +85,24 @@ def input_of(model: str, reference: Reference, folder: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize("model", FILE_MODELS)
+@pytest.mark.parametrize("served", FILE_MODELS)
 def test_logits_are_the_references_whatever_the_batch(
-    nin_triton: Run, server: Server, reference: Reference, tmp_path: Path, model: str
+    nin_triton: Run, server: Server, reference: Reference, tmp_path: Path, served: str
 ) -> None:
-    path = input_of(model, reference, tmp_path)
-    options = (path, "--url", server.http, "--model", model, "--format", "f32")
+    path = input_of(served, reference, tmp_path)
+    options = (path, "--url", server.http, "--model", served, "--format", "f32")
     for size in (1, 7, 64):
         logits = logits_of(nin_triton(*options, "--batch-size", size))
         error = np.abs(logits - reference.outputs["logits"]).max()
         assert error <= reference.budget["logits"], size
 
 
-@pytest.mark.parametrize("model", FILE_MODELS)
+@pytest.mark.parametrize("served", FILE_MODELS)
 def test_predictions_are_the_best_first_with_the_servers_labels(
-    nin_triton: Run, server: Server, reference: Reference, tmp_path: Path, model: str
+    nin_triton: Run, server: Server, reference: Reference, tmp_path: Path, served: str
 ) -> None:
-    path = input_of(model, reference, tmp_path)
-    options = (path, "--url", server.http, "--model", model, "--top", 10, "--limit", 8)
+    path = input_of(served, reference, tmp_path)
+    options = (path, "--url", server.http, "--model", served, "--top", 10, "--limit", 8)
     ended = nin_triton(*options, "--format", "json")
     assert (ended.code, ended.err) == (0, "")
     found = json.loads(ended.out)
