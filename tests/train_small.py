@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-import nin.training.data
+import nin.data
 import nin.training.trainer
 from nin.paths import ROOT
 from nin.training.recipes import BEST, RECIPES, Recipe
 
-_load = nin.training.data.load
+_load = nin.data.load
 
 
 def load_test_images(_: str, data_dir: Path | None = None) -> Any:
@@ -29,7 +29,7 @@ def without_batch_norm() -> Recipe:
 
 
 if __name__ == "__main__":
-    nin.training.data.load = load_test_images  # type: ignore[assignment]
+    nin.data.load = load_test_images
     if "WITHOUT_BATCH_NORM" in os.environ:
         RECIPES["best"] = without_batch_norm()
     if "FLOAT64" in os.environ:

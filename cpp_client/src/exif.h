@@ -1,7 +1,7 @@
 #pragma once
 
 #include "bytes.h"
-#include "image.h"
+#include "grey_image.h"
 
 namespace nin {
 
@@ -11,6 +11,6 @@ namespace nin {
 [[nodiscard]] int read_orientation(Bytes exif);
 
 /// Turns or mirrors an image of this orientation upright.
-[[nodiscard]] Image transpose(Image image, int orientation);
+[[nodiscard]] GreyImage transpose(GreyImage image, int orientation);
 
 }  // namespace nin

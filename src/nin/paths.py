@@ -1,10 +1,9 @@
-"""Where things lie in the checkout, or else below the current folder: the commands' defaults."""
+"""Where things lie in the checkout; every script takes them as its defaults."""
 
 from pathlib import Path
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
-ROOT = _CHECKOUT if (_CHECKOUT / "models" / "nin").is_dir() else Path.cwd()
-NIN = ROOT / "models" / "nin"  # the built-in model's folder
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "weights" / "nin.safetensors"
 DATA = ROOT / "data"
 ARTIFACTS = ROOT / "artifacts"
 MODEL_REPOSITORY = ROOT / "model_repository"

@@ -1,1 +1,1 @@
-"""Training of the built-in model, and the evaluation of any."""
+"""Everything that train/train.py and its benchmark share."""

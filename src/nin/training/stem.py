@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nin.training.network import NiN, fold_filters
+from nin.classifier import fold_filters
+from nin.model import NiN
 
 
 def convolve(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As F.conv2d(images_of(pixels), weight, bias, stride=4).
+    """As F.conv2d(preprocess(pixels), weight, bias, stride=4).
 
     Args:
         pixels: (N, S, S) uint8.

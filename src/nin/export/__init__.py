@@ -1,1 +1,0 @@
-"""From a trained network to files that prove themselves: one module for each format."""

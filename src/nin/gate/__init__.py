@@ -1,1 +1,0 @@
-"""The judge: does every runtime answer like the trained network?"""
