@@ -1,6 +1,8 @@
 # The few commands people and CI type. `make demo` and `make test` set everything up themselves.
 PYTHON ?= python3
 RUN := .venv/bin/python
+NIN := .venv/bin/nin
+WORKERS ?= 2
 export PYTHON
 export ORT_DISABLE_TELEMETRY := 1
 
@@ -14,7 +16,7 @@ demo: .venv/complete  ## export, prove, serve, classify real images
 	@$(RUN) scripts/demo.py
 
 test: check cpp  ## lint, types and all tests
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: .venv/complete  ## lint and types only
 	@$(RUN) -m ruff check .
@@ -32,25 +34,25 @@ train: .venv/complete  ## train by the best recipe, to runs/best (hours on a CPU
 	@$(RUN) train/train.py $(ARGS)
 
 export: .venv/complete  ## write artifacts/
-	@$(RUN) export/to_onnx.py
-	@$(RUN) export/to_torchscript.py
+	@$(NIN) export onnx
+	@$(NIN) export torchscript
 
 verify: .venv/complete  ## run the parity gate on artifacts/
-	@$(RUN) export/verify.py
+	@$(NIN) verify
 
 publish: export  ## make artifacts/ the next version in model_repository/
-	@$(RUN) export/to_triton.py
+	@$(NIN) publish
 
 serve: cpp  ## serve model_repository/ with the embedded Triton
 	@ls -d model_repository/fashion_mnist/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory publish
-	@exec $(RUN) scripts/serve.py
+	@exec $(NIN) serve
 
 bench: cpp  ## serving against onnxruntime in process, and C++ against Python
 	@$(RUN) scripts/bench_serving.py
 	@$(RUN) scripts/bench_cpp.py
 
 clean:  ## remove what can be made again, the environment included
-	rm -rf artifacts .venv .triton cpp_client/build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf artifacts .venv .triton .releases cpp_client/build .mypy_cache .pytest_cache .ruff_cache
 
 # An environment holds the path of the checkout that made it: in a copied or moved one it would run the
 # original's code, so it is made anew.

@@ -19,15 +19,16 @@ import matplotlib as mpl
 import torch
 from tqdm import tqdm
 
-from nin.artifact import atomic_path, make_folder, read_artifact, write_atomically
-from nin.cli import parser, positive, processor, run, short, table
-from nin.contract import FASHION_MNIST
+from nin.contract import load_contract
 from nin.errors import CheckError, InputError
-from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, ROOT
+from nin.export.artifact import read_artifact
+from nin.files import atomic_path, make_folder, write_atomically
+from nin.paths import ARTIFACTS, CPP_TOOLS, DATA, NIN, ROOT
+from nin.terminal import parser, positive, processor, run, short, table
 
 BATCHES = (1, 16, 64)
 IMAGES = DATA / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
-MODEL = f"{FASHION_MNIST.name}.pt"
+MODEL = f"{load_contract(NIN).name}.pt"
 
 CPP, TORCHSCRIPT, EAGER = "C++ LibTorch", "torchscript", "eager"
 SIDES = {CPP: CPP, TORCHSCRIPT: "Python TorchScript", EAGER: "Python eager"}
@@ -67,7 +68,9 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     options = parser(__doc__)
-    options.add_argument("--rounds", type=positive, default=5, help="medians of so many are told")
+    options.add_argument(
+        "--rounds", type=positive, default=5, help="of which the medians are reported"
+    )
     options.add_argument("--calls", type=positive, default=300, help="timed images of each side")
     options.add_argument(
         "--growth", type=positive, default=10_000, help="calls to look for a growing heap in"
@@ -92,7 +95,8 @@ def measure(args: argparse.Namespace) -> list[dict[Point, Measured]]:
         for found in rounds:
             for point in plan:
                 bar.set_description("{}, batch {}".format(*point))
-                found[point] = measure_one(*point, args.calls, args.artifacts / MODEL)
+                name, batch = point
+                found[point] = measure_one(name, batch, args.calls, args.artifacts / MODEL)
                 bar.update()
     return rounds
 
@@ -125,7 +129,7 @@ def output_of(*command: object) -> Measured:
     return found if isinstance(found, dict) else {}  # of the start, only the time counts
 
 
-# What is told
+# The report
 
 
 def batches(rounds: Sequence[dict[Point, Measured]]) -> list[int]:

@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from nin.paths import WEIGHTS
+from nin.contract import load_contract
+from nin.paths import NIN
 
+SHAPE = load_contract(NIN).classifier_graph.input.shape
 WARMUP = 10  # as nin_classify's
 
 Call = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -24,7 +27,7 @@ Call = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def main() -> None:
     setting, batch, repetitions = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     call = SETTINGS[setting]()
-    pixels = torch.randint(256, (batch, 28, 28), dtype=torch.uint8)
+    pixels = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8)
     with torch.inference_mode():
         first_ms = timed_ms(call, pixels)
         measured = {"first_ms": first_ms}
@@ -55,29 +58,29 @@ def peak_memory_mib() -> float:
 def golden_error(call: Call) -> tuple[float, float]:
     """The largest error on the golden vectors of the artifact, and what is allowed."""
     files = {"golden": ""}
-    torch.jit.load(sys.argv[4], _extra_files=files)
-    from nin.reference import Reference
+    torch.jit.load(sys.argv[4], _extra_files=files)  # type: ignore[no-untyped-call]
+    from nin.gate.golden import Golden
 
-    golden = Reference.from_json(files["golden"])
-    found = call(torch.tensor(golden.pixels))[0].float().numpy()
+    golden = Golden.from_json(files["golden"])
+    found = call(torch.tensor(golden.inputs))[0].float().numpy()
     return float(abs(found - golden.outputs["logits"]).max()), golden.budget["logits"]
 
 
-def torchscript() -> torch.jit.ScriptModule:
-    return torch.jit.load(sys.argv[4])
+def torchscript() -> Any:
+    return torch.jit.load(sys.argv[4])  # type: ignore[no-untyped-call]
 
 
 def eager() -> torch.nn.Module:
-    from nin.checkpoint import load_checkpoint
-    from nin.classifier import Classifier
+    from nin.network.build import load_model
 
-    return Classifier(load_checkpoint(WEIGHTS).network).eval()
+    model = load_model(NIN)
+    return model.module(model.contract.classifier_graph)
 
 
-def traced(module: torch.nn.Module) -> torch.jit.ScriptModule:
+def traced(module: torch.nn.Module) -> Any:
     with torch.inference_mode():
-        pixels = torch.zeros(2, 28, 28, dtype=torch.uint8)
-        return torch.jit.freeze(torch.jit.trace(module, pixels))
+        pixels = torch.zeros(2, *SHAPE, dtype=torch.uint8)
+        return torch.jit.freeze(torch.jit.trace(module, pixels))  # type: ignore[no-untyped-call]
 
 
 def optimized() -> torch.jit.ScriptModule:

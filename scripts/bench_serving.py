@@ -33,24 +33,27 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from tritonclient.utils import np_to_triton_dtype
 
-from nin.artifact import atomic_path, make_folder, read_artifact, write_atomically
-from nin.cli import parser, positive, processor, run, short, table
 from nin.client import Client
-from nin.contract import FASHION_MNIST, MODELS
-from nin.data import load
+from nin.contract import Run, load_contract
 from nin.errors import CheckError, InputError
-from nin.paths import ARTIFACTS, ROOT, TRITON
-from nin.reference import Run, graph_input
-from nin.runtimes.ort import OrtRuntime
-from nin.triton.server import RELEASE, Server, serve_artifacts
+from nin.export.artifact import read_artifact
+from nin.files import atomic_path, make_folder, write_atomically
+from nin.gate.reference import batch_for
+from nin.gate.runtimes.ort import OrtRuntime
+from nin.network.classifier import Preprocess
+from nin.paths import ARTIFACTS, NIN, ROOT, TRITON
+from nin.samples import open_samples
+from nin.serve.server import RELEASE, Server, serve_artifacts
+from nin.terminal import parser, positive, processor, run, short, table
 
 WHEEL = "tritonclient==2.50.0"  # of Triton 24.10; the last ones carry no perf_analyzer
 BINARY = ROOT / ".perf_analyzer" / "bin" / "perf_analyzer"
 # What it links to that few systems have. The server's wheel carries them, under hashed names.
 LIBRARIES = ("libb64.so.0d", "libcudart.so.12")
 
-PIXELS, FLOATS = "fashion_mnist", "nin_onnx"
-GRAPHS = {model.name: model.graph for model in MODELS}
+CONTRACT = load_contract(NIN)
+GRAPHS = {model.name: model.graph for model in CONTRACT.models}
+PIXELS, FLOATS = CONTRACT.name, f"{CONTRACT.network.name}_onnx"
 IN_PROCESS, SERVED = "in-process", "served"
 CONCURRENCIES = (1, 4, 16, 64)
 BATCH = 16
@@ -81,7 +84,10 @@ Round = dict[tuple[Point, str], Measured]
 def main() -> None:
     args = parse_args()
     make_folder(args.output)
-    with perf_analyzer(args.perf_analyzer) as command, serve_artifacts(args.artifacts) as server:
+    with (
+        perf_analyzer(args.perf_analyzer) as command,
+        serve_artifacts(CONTRACT, args.artifacts) as server,
+    ):
         facts = machine(server)
         rounds = measure(args, facts["device"], command, server)
     data = {
@@ -103,7 +109,7 @@ def parse_args() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--seconds", type=positive, default=5, help="of measuring, for each point")
     options.add_argument(
-        "--rounds", type=positive, default=3, help="the whole sweep so many times; medians are told"
+        "--rounds", type=positive, default=3, help="of the whole sweep; medians are reported"
     )
     options.add_argument(
         "--concurrency", type=positive, nargs="+", default=CONCURRENCIES, help="requests at a time"
@@ -161,7 +167,7 @@ def last_line(ended: subprocess.CompletedProcess[str]) -> str:
 
 def measure(args: argparse.Namespace, device: str, command: Command, server: Server) -> list[Round]:
     """All rounds, each with the whole plan."""
-    pixels = load("test")[0][:IMAGES]
+    pixels = open_samples(CONTRACT).pixels(range(IMAGES))
     todo = plan(args.concurrency)
     rounds: list[Round] = [{} for _ in range(args.rounds)]
     with (
@@ -200,7 +206,7 @@ def plan(concurrencies: Sequence[int]) -> list[tuple[Point, str]]:
 def write_input(model: str, pixels: NDArray[np.uint8], folder: Path) -> Path:
     """The images in perf_analyzer's format: requests take one after the other."""
     graph = GRAPHS[model]
-    images = graph_input(graph, pixels)
+    images = batch_for(Preprocess(CONTRACT), graph, pixels)
     texts = [base64.b64encode(image.tobytes()).decode() for image in images]
     path = folder / f"{model}.json"
     path.write_text(json.dumps({"data": [{graph.input.name: {"b64": text}} for text in texts]}))
@@ -209,8 +215,9 @@ def write_input(model: str, pixels: NDArray[np.uint8], folder: Path) -> Path:
 
 def open_in_process(artifacts: Path, device: str) -> Run:
     """The artifact in onnxruntime, with its defaults, on the device that the server has chosen."""
-    data = read_artifact(artifacts, f"{FASHION_MNIST.name}.onnx")
-    return OrtRuntime(data, FASHION_MNIST, device="cuda" if device == "GPU" else "cpu")
+    graph = CONTRACT.classifier_graph
+    data = read_artifact(artifacts, f"{graph.name}.onnx")
+    return OrtRuntime(data, graph, device="cuda" if device == "GPU" else "cpu")
 
 
 def in_process(runtime: Run, point: Point, pixels: NDArray[np.uint8], seconds: float) -> Measured:

@@ -31,21 +31,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import Compose, Resize, ToTensor
 from tqdm import tqdm
 
-from nin.artifact import make_folder, write_atomically
-from nin.classifier import SCALE
-from nin.cli import natural, parser, positive, run, short, table
-from nin.data import load
 from nin.errors import InputError
-from nin.model import NiN
+from nin.files import make_folder, write_atomically
+from nin.terminal import natural, parser, positive, run, short, table
 from nin.training.batches import SIDE, Batches
+from nin.training.data import load
 from nin.training.devices import (
     Process,
     add_device_options,
     find_device,
     find_precision,
-    kept_memory,
     processor_name,
 )
+from nin.training.network import SCALE, NiN
 from nin.training.recipes import BEST, BOOK, Recipe
 from nin.training.trainer import Settings, Trainer
 
@@ -108,7 +106,9 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     options = parser(__doc__)
-    options.add_argument("--rounds", type=positive, default=3, help="medians of so many are told")
+    options.add_argument(
+        "--rounds", type=positive, default=3, help="of which the medians are reported"
+    )
     options.add_argument("--steps", type=positive, default=4, help="timed in each turn of a loop")
     options.add_argument("--batch-size", type=positive, help="instead of the recipes'")
     options.add_argument(
@@ -224,7 +224,7 @@ class BookLoop:
         images, labels = images.to(self.device), labels.to(self.device)
         logits = self.network(images)
         loss = F.cross_entropy(logits, labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
             right = (logits.argmax(dim=1) == labels).sum()
@@ -255,7 +255,7 @@ def make_trainer(
 
 
 def take_turn(trainer: Trainer, steps: int) -> Rates:
-    with kept_memory():
+    with trainer.accelerated():
         trainer.step()
         synchronise(trainer.device)
         began = time.perf_counter()
@@ -334,10 +334,10 @@ def flops_per_image(side: int, *, backward: bool = True) -> int:
         logits = network(image)
         if backward:
             logits.sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
-# What is told
+# The report
 
 
 def describe(

@@ -21,10 +21,10 @@ if [ -L .venv ]; then rm .venv; fi  # a link leads to another checkout's, which 
 quiet=--quiet
 [ -t 1 ] && quiet=  # someone is watching: show pip's progress
 .venv/bin/python -m pip install $quiet --disable-pip-version-check \
-  --constraint constraints.txt --editable '.[dev]'
+  --constraint constraints.txt --editable '.[export,serve,train,dev]'
 
 # The embedded Triton, apart from the environment: nothing of the wheel is imported. Where it can't
-# run (nin.triton.server says why), everything else works, and the container serves the same models.
+# run (nin.serve.server says why), everything else works, and the container serves the same models.
 rm -rf .triton
 if ! { [ "$(uname -sm)" = "Linux x86_64" ] \
   && .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-deps \

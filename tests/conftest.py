@@ -1,10 +1,18 @@
-"""What the tests share: the shipped weights, the real test images, and the exports of both."""
+"""What the tests share: the built-in model, a second one, their exports, and a server of each."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: a core for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import fcntl
 import hashlib
 import platform
 import runpy
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +22,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nin.artifact import read_manifest, write_manifest
-from nin.checkpoint import Checkpoint, load_checkpoint
-from nin.data import load
+from nin.commands import main
+from nin.contract import Contract, load_contract
 from nin.errors import InputError
-from nin.paths import CPP_TOOLS, ROOT, WEIGHTS
-from nin.reference import Reference, compute_reference
-from nin.triton.repository import publish
-from nin.triton.server import PORTS, Server, find_tritonserver, serve
+from nin.export.artifact import read_manifest, write_manifest
+from nin.gate.reference import Reference, compute_reference
+from nin.network.build import TrainedModel, load_model
+from nin.paths import CPP_TOOLS, NIN, ROOT
+from nin.serve.repository import publish
+from nin.serve.server import PORTS, Server, find_tritonserver, serve
+from nin.training.data import load
+from tests.models import make_lenet, make_small_resnet18
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,8 +52,14 @@ Script = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
-def checkpoint() -> Checkpoint:
-    return load_checkpoint(WEIGHTS)
+def model() -> TrainedModel:
+    """The built-in one."""
+    return load_model(NIN)
+
+
+@pytest.fixture(scope="session")
+def contract(model: TrainedModel) -> Contract:
+    return model.contract
 
 
 @pytest.fixture(scope="session")
@@ -56,9 +73,9 @@ def labels() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def reference(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> Reference:
+def reference(model: TrainedModel, pixels: NDArray[np.uint8]) -> Reference:
     """64 images: enough to derive the budget on."""
-    return compute_reference(checkpoint.network, pixels[:64])
+    return compute_reference(model, pixels[:64])
 
 
 @pytest.fixture
@@ -73,6 +90,21 @@ def script(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
+@pytest.fixture
+def nin(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Runs the console program in this process: `nin("init", folder, ...)`."""
+
+    def run(*options: object) -> Ended:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["nin", *map(str, options)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capfd.readouterr())
+
+    return run
+
+
 def run_script(monkeypatch: pytest.MonkeyPatch, path: str, *options: object) -> int:
     monkeypatch.setattr(sys, "argv", [path, *map(str, options)])
     with pytest.raises(SystemExit) as ended:
@@ -82,21 +114,96 @@ def run_script(monkeypatch: pytest.MonkeyPatch, path: str, *options: object) -> 
     return code
 
 
+@contextmanager
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that all workers of this run share; the first has to fill it.
+
+    Yields the folder, and whether it is filled already.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield folder, done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all four exports, made by the scripts; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for path in ("export/to_onnx.py", "export/to_torchscript.py"):
-            assert run_script(monkeypatch, path, "--output", folder) == 0
+    with made_once(tmp_path_factory, "artifacts") as (folder, filled):
+        if not filled:
+            export_all(NIN, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def repository(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of another network: RGB, 1,000 classes, smaller than models/resnet18."""
+    with made_once(tmp_path_factory, "resnet18") as (folder, filled):
+        if not filled:
+            make_small_resnet18(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third model: grey, small, and quick to export and to publish."""
+    with made_once(tmp_path_factory, "lenet") as (folder, filled):
+        if not filled:
+            make_lenet(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet18_artifacts(resnet18: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with made_once(tmp_path_factory, "resnet18_artifacts") as (folder, filled):
+        if not filled:
+            export_all(resnet18, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet(lenet_folder: Path) -> Contract:
+    return load_contract(lenet_folder)
+
+
+@pytest.fixture(scope="session")
+def lenet_artifacts(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with made_once(tmp_path_factory, "lenet_artifacts") as (folder, filled):
+        if not filled:
+            export_all(lenet.folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet_repository(
+    lenet: Contract, lenet_artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model repository with its version 1; tests that change it make their own."""
+    folder = tmp_path_factory.mktemp("repository") / "model_repository"
+    publish(lenet, lenet_artifacts, folder)
+    return folder
+
+
+def export_all(model: Path, folder: Path) -> None:
+    """Both graphs in every format."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for path in ("export/to_onnx.py", "export/to_torchscript.py"):
+            assert run_script(monkeypatch, path, "--model", model, "--output", folder) == 0
+
+
+@pytest.fixture(scope="session")
+def repository(
+    artifacts: Path, contract: Contract, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A model repository with version 1 of everything; tests that change it make their own."""
     folder = tmp_path_factory.mktemp("repository") / "model_repository"
-    publish(artifacts, folder)
+    publish(contract, artifacts, folder)
     return folder
 
 

@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nin.artifact import (
-    Metadata,
-    atomic_path,
-    locked,
-    make_folder,
-    read_artifact,
-    read_manifest,
-    sweep,
-    temporary_path,
-    write_atomically,
-)
-from nin.contract import FASHION_MNIST, LABELS
+from nin.contract import Outputs, Run
 from nin.errors import CheckError, InputError
-from nin.reference import Outputs, Reference, Run, replay
+from nin.export.artifact import Metadata, read_artifact, read_manifest
+from nin.files import atomic_path, locked, make_folder, sweep, temporary_path, write_atomically
+from nin.gate.golden import Golden, replay
+from nin.gate.reference import Reference
+from tests.models import CLASSIFIER, LABELS
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -85,9 +78,9 @@ def test_says_that_a_limit_of_the_shell_is_reached(tmp_path: Path) -> None:
     """In a process of its own: the limit is for the output of the tests too."""
     path = tmp_path / "file"
     code = (
-        "import pathlib, resource, nin.artifact\n"
+        "import pathlib, resource, nin.files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        f"nin.artifact.write_atomically(pathlib.Path({str(path)!r}), bytes(2000))\n"
+        f"nin.files.write_atomically(pathlib.Path({str(path)!r}), bytes(2000))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert f"InputError: can't write {path}: File too large; raise the limit" in ended.stderr
@@ -105,7 +98,8 @@ def test_two_writers_do_not_lose_each_others_entries(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from nin.artifact import MANIFEST, Entry, locked, read_manifest, write_manifest
+from nin.export.artifact import MANIFEST, Entry, read_manifest, write_manifest
+from nin.files import locked
 folder, name = Path(sys.argv[1]), sys.argv[2]
 for i in range(20):
     with locked(folder):
@@ -152,29 +146,34 @@ def test_refuses_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "below")
 
 
-def test_metadata_survives_its_texts(reference: Reference) -> None:
-    metadata = Metadata(FASHION_MNIST.describe(), LABELS, reference, "abc", {"torch": "2"})
-    texts = metadata.to_texts(FASHION_MNIST)
+@pytest.fixture
+def golden(reference: Reference) -> Golden:
+    return Golden(reference.pixels, reference.outputs, reference.budget)
+
+
+def test_metadata_survives_its_texts(golden: Golden) -> None:
+    metadata = Metadata(CLASSIFIER.describe(), LABELS, golden, "abc", {"torch": "2"})
+    texts = metadata.to_texts()
     again = Metadata.from_texts(texts)
-    assert (again.contract, again.labels) == (FASHION_MNIST.describe(), LABELS)
+    assert (again.contract, again.labels) == (CLASSIFIER.describe(), LABELS)
     assert (again.weights_sha256, again.versions) == ("abc", {"torch": "2"})
-    np.testing.assert_array_equal(again.golden.pixels, reference.pixels)
-    for name, values in reference.outputs.items():
+    np.testing.assert_array_equal(again.golden.inputs, golden.inputs)
+    for name, values in golden.outputs.items():
         np.testing.assert_array_equal(again.golden.outputs[name], values)  # bit for bit
     for key in texts:
         with pytest.raises(InputError, match="not an export of this project"):
             Metadata.from_texts({k: v for k, v in texts.items() if k != key})
     with pytest.raises(InputError, match="not an export of this project"):
-        Metadata.from_texts({**texts, "golden": json.dumps({"pixels": "AAA", "shape": [1]})})
+        Metadata.from_texts({**texts, "golden": json.dumps({"inputs": "AAA", "shape": [1]})})
 
 
-def test_replay_sees_every_kind_of_wrong_answer(reference: Reference) -> None:
-    right = reference.outputs
-    replay(answering(reference, right), FASHION_MNIST, reference)
+def test_replay_sees_every_kind_of_wrong_answer(golden: Golden) -> None:
+    right = golden.outputs
+    replay(answering(golden, right), CLASSIFIER, golden)
     nan = right["logits"].copy()
     nan[5, 5] = np.nan
     off = right["probabilities"].copy()
-    off[0, 0] += 2 * reference.budget["probabilities"]
+    off[0, 0] += 2 * golden.budget["probabilities"]
     for wrong, message in (
         ({"logits": right["logits"]}, "probabilities is missing"),
         ({**right, "logits": right["logits"][:, :9]}, r"logits is \(64, 9\), expected \(64, 10\)"),
@@ -182,24 +181,24 @@ def test_replay_sees_every_kind_of_wrong_answer(reference: Reference) -> None:
         ({**right, "probabilities": off}, "probabilities is off by"),
     ):
         with pytest.raises(CheckError, match=message):
-            replay(answering(reference, wrong), FASHION_MNIST, reference)
+            replay(answering(golden, wrong), CLASSIFIER, golden)
 
 
-def test_replay_sees_an_image_that_is_wrong_alone(reference: Reference) -> None:
-    right = answering(reference, reference.outputs)
+def test_replay_sees_an_image_that_is_wrong_alone(golden: Golden) -> None:
+    right = answering(golden, golden.outputs)
 
     def run(batch: NDArray[Any]) -> Outputs:
         outputs = right(batch)
-        spoilt = len(batch) == 1 and np.array_equal(batch[0], reference.pixels[9])
+        spoilt = len(batch) == 1 and np.array_equal(batch[0], golden.inputs[9])
         return {**outputs, "logits": outputs["logits"] + float(spoilt)}
 
     with pytest.raises(CheckError, match="logits is off by 1 for image 9 alone, allowed is"):
-        replay(run, FASHION_MNIST, reference)
+        replay(run, CLASSIFIER, golden)
 
 
-def answering(reference: Reference, outputs: Outputs) -> Run:
-    """A runtime that answers by these outputs for the reference's images."""
-    rows = {image.tobytes(): row for row, image in enumerate(reference.pixels)}
+def answering(golden: Golden, outputs: Outputs) -> Run:
+    """A runtime that answers by these outputs for the golden images."""
+    rows = {image.tobytes(): row for row, image in enumerate(golden.inputs)}
 
     def run(batch: NDArray[Any]) -> Outputs:
         indices = [rows[image.tobytes()] for image in batch]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nin.cli import short
 from nin.errors import CheckError
 from nin.paths import ROOT
+from nin.terminal import short
 from tests.conftest import Script
 
 SCRIPT = "scripts/bench_serving.py"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from nin.classifier import preprocess
 from nin.paths import ROOT
+from nin.training.network import images_of
 from tests.conftest import Script
 
 SCRIPT = "scripts/bench_train.py"
@@ -117,7 +117,7 @@ def test_the_books_pictures_are_ours(bench: Any) -> None:
     image, label = pictures[19_999]
     assert label == labels[9_999]
     # PIL rounds to whole levels, half a level off at most in each direction
-    torch.testing.assert_close(image, preprocess(pixels[9_999:10_000])[0], atol=1.01 / 255, rtol=0)
+    torch.testing.assert_close(image, images_of(pixels[9_999:10_000])[0], atol=1.01 / 255, rtol=0)
 
 
 def test_each_loop_trains_at_its_size(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +130,12 @@ def test_each_loop_trains_at_its_size(bench: Any, monkeypatch: pytest.MonkeyPatc
     for loop in loops[1:]:
         (trainer,) = loop.turn.args
         trainer.state.step = args.rounds * (args.steps + 1) - 1
-        shapes = []
+        shapes: list[torch.Size] = []
         trainer.forward.register_forward_pre_hook(
             lambda _, images, shapes=shapes: shapes.append(images[0].shape)
         )
-        trainer.step()
+        with trainer.accelerated():
+            trainer.step()
         assert shapes == [(8, loop.side, loop.side)]
 
 

@@ -80,5 +80,5 @@ def test_a_script_does_not_run_another_checkouts_code(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/classify.py", "shirt.png"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert f"this script is of {tmp_path}, but its Python runs the code of {ROOT}" in ended.stderr
+    assert f"this script is of {tmp_path}, but its Python runs the code in {ROOT}" in ended.stderr
     assert ended.stderr.count("\n") == 1

@@ -1,15 +1,12 @@
-"""The C++ client makes of an image file the same pixels as the server's model decode_image.
+"""The C++ client makes of an image file the same pixels as Python, and as the server's decoder.
 
 Bit for bit: of JPEG as well, since both decode it by libjpeg-turbo.
 """
 
-import importlib.util
 import io
 import re
 import struct
 import subprocess
-import sys
-import types
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,12 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
 
-from nin.paths import MODEL_REPOSITORY
+from nin.contract import Files
+from nin.decoder import decode as decode_as
 
 Pixels = NDArray[np.uint8]
-Decode = Callable[[bytes], Pixels]
+Decode = Callable[..., Pixels]
+Dump = Callable[..., Pixels]
+
+FITTED = Files("grey", "pad", 28, 28, 0, "bicubic")  # how Fashion-MNIST was made
+RULES = (
+    FITTED,
+    Files("rgb", "crop", 20, 32, 25, "bilinear"),
+    Files("rgb", "stretch", 9, 14, 0, "bicubic"),
+)
 
 SIZES = [
     *((1, 1), (28, 28), (27, 28), (28, 27), (29, 31), (56, 56), (55, 1), (1, 55), (7, 5)),
@@ -46,45 +54,37 @@ REASONS = "truncated|damaged|not a PNG or JPEG file|expected a PNG or JPEG file"
 
 @pytest.fixture(scope="module")
 def decode() -> Decode:
-    """The server's conversion, without a server."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        name = "triton_python_backend_utils"
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        path = MODEL_REPOSITORY / "decode_image" / "1" / "model.py"
-        spec = importlib.util.spec_from_file_location("decode_image_model", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-
-    def call(file: bytes) -> Pixels:
-        found: Pixels = module._decode(file, 0)
-        return found
+    def call(file: bytes, rules: Files = FITTED) -> Pixels:
+        return decode_as(file, **rules.describe())
 
     return call
 
 
-@pytest.fixture
-def dump(cpp_build: Path, tmp_path: Path) -> Callable[[Iterable[bytes]], Pixels]:
-    """The pixels (N, 28, 28) that the C++ client makes of N files."""
+def dump_command(cpp_build: Path, rules: Files, paths: Iterable[Path]) -> list[str]:
+    fields = (rules.mode, rules.resize, rules.height, rules.width, rules.shorter_side, rules.filter)
+    return [*map(str, (cpp_build / "tests" / "dump_pixels", *fields, *paths))]
 
-    def call(files: Iterable[bytes]) -> Pixels:
+
+@pytest.fixture
+def dump(cpp_build: Path, tmp_path: Path) -> Dump:
+    """The pixels (N, height, width[, 3]) that the C++ client makes of N files."""
+
+    def call(files: Iterable[bytes], rules: Files = FITTED) -> Pixels:
         paths = []
         for i, file in enumerate(files):
             paths.append(tmp_path / str(i))
             paths[-1].write_bytes(file)
-        ended = subprocess.run([cpp_build / "tests" / "dump_pixels", *paths], capture_output=True)
+        ended = subprocess.run(dump_command(cpp_build, rules, paths), capture_output=True)
         assert ended.returncode == 0, ended.stderr.decode()
-        return np.frombuffer(ended.stdout, np.uint8).reshape(-1, 28, 28)
+        shape = (rules.height, rules.width) + (3,) * (rules.mode == "rgb")
+        return np.frombuffer(ended.stdout, np.uint8).reshape(-1, *shape)
 
     return call
 
 
-def refusal(cpp_build: Path, path: Path, file: bytes) -> str:
+def refusal(cpp_build: Path, path: Path, file: bytes, rules: Files = FITTED) -> str:
     path.write_bytes(file)
-    ended = subprocess.run(
-        [cpp_build / "tests" / "dump_pixels", path], capture_output=True, text=True
-    )
+    ended = subprocess.run(dump_command(cpp_build, rules, [path]), capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {path}: ")
     assert ended.stderr.count("\n") == 1
@@ -142,9 +142,60 @@ def palette(random: np.random.Generator, colours: int) -> bytes:
     return chunk(b"PLTE", random.bytes(3 * colours))
 
 
-def assert_equal(dump: Callable[..., Pixels], decode: Decode, files: dict[str, bytes]) -> None:
-    for name, found, file in zip(files, dump(files.values()), files.values(), strict=True):
-        np.testing.assert_array_equal(found, decode(file), err_msg=name)
+def assert_equal(dump: Dump, decode: Decode, files: dict[str, bytes]) -> None:
+    """By all rules."""
+    for rules in RULES:
+        for name, found, file in zip(
+            files, dump(files.values(), rules), files.values(), strict=True
+        ):
+            right = decode(file, rules)
+            np.testing.assert_array_equal(found, right, err_msg=f"{name}, {rules}")
+
+
+def expected(image: Image.Image, rules: Files) -> Pixels:
+    """An opaque image's pixels by Pillow and torchvision themselves."""
+    image = image.convert("RGB")
+    if rules.mode == "grey":
+        image = image.convert("L")
+    size = (rules.width, rules.height)
+    if rules.resize == "crop":
+        image = transforms.resize(image, rules.shorter_side, InterpolationMode(rules.filter))
+        image = transforms.center_crop(image, (rules.height, rules.width))
+    elif rules.resize == "pad":
+        image = ImageOps.pad(image, size, Image.Resampling[rules.filter.upper()], color=0)
+    else:
+        image = image.resize(size, Image.Resampling[rules.filter.upper()])
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("filter_", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("mode", ["grey", "rgb"])
+def test_the_pixels_are_those_of_pillow_and_torchvision(
+    dump: Dump, mode: Any, resize: Any, filter_: Any
+) -> None:
+    """Both ways up, and where a crop is larger than the image in one direction or both."""
+    random = np.random.default_rng(0)
+    targets = ((28, 28, 28), (32, 20, 25), (17, 40, 21), (24, 24, 40), (30, 33, 12), (3, 12, 5))
+    for height, width, shorter in targets:
+        rules = Files(mode, resize, height, width, shorter * (resize == "crop"), filter_)
+        sizes = [*random.integers(1, 90, (40, 2)).tolist(), (height, width), (width, height)]
+        sizes += [(shorter, shorter), (2 * height, 2 * width), (2 * height, width)]
+        images = [
+            Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8))
+            for size in sizes
+            if max(size) < 6 * min(size)
+        ]
+        for image, found in zip(images, dump(map(saved, images), rules), strict=True):
+            right = expected(image, rules)
+            np.testing.assert_array_equal(found, right, err_msg=f"{image.size}, {rules}")
+
+
+def test_a_photograph_for_a_network_of_imagenet(dump: Dump) -> None:
+    rules = Files("rgb", "crop", 224, 224, 256, "bilinear")
+    images = [waves(size) for size in ((300, 451), (451, 300), (100, 90), (1200, 1601))]
+    for image, found in zip(images, dump(map(saved, images), rules), strict=True):
+        np.testing.assert_array_equal(found, expected(image, rules))
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -152,7 +203,7 @@ def assert_equal(dump: Callable[..., Pixels], decode: Decode, files: dict[str, b
     ("colour", "depth"), [(colour, depth) for colour, depths in KINDS.items() for depth in depths]
 )
 def test_png_of_every_kind_and_size(
-    dump: Callable[..., Pixels], decode: Decode, colour: int, depth: int, interlaced: bool
+    dump: Dump, decode: Decode, colour: int, depth: int, interlaced: bool
 ) -> None:
     random = np.random.default_rng(100 * colour + depth)
     files = {
@@ -169,7 +220,7 @@ def test_png_of_every_kind_and_size(
     assert_equal(dump, decode, files)
 
 
-def test_png_with_transparent_colours(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_png_with_transparent_colours(dump: Dump, decode: Decode) -> None:
     random = np.random.default_rng(0)
     files = {}
     for depth in KINDS[0]:
@@ -195,9 +246,7 @@ def test_png_with_transparent_colours(dump: Callable[..., Pixels], decode: Decod
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_png_with_a_transparent_rgb_colour(
-    dump: Callable[..., Pixels], decode: Decode, depth: int
-) -> None:
+def test_png_with_a_transparent_rgb_colour(dump: Dump, decode: Decode, depth: int) -> None:
     """One that occurs: with noise alone, it would not."""
     random = np.random.default_rng(depth)
     colours = random.integers(0, 256, (4, 3), np.uint8)
@@ -219,14 +268,14 @@ def test_png_with_a_transparent_rgb_colour(
     assert len({decode(file).tobytes() for file in files.values()}) == 5
 
 
-def test_transparency_of_all_values(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_transparency_of_all_values(dump: Dump, decode: Decode) -> None:
     """Each of the 65,536 pairs of a value and an alpha, in images of 28x28: nothing is resized."""
     values, alphas = np.divmod(np.arange(84 * 784, dtype=np.uint32) % 65536, 256)
     pairs = np.stack([values, alphas], axis=-1).astype(np.uint8).reshape(84, 28, 28, 2)
     assert_equal(dump, decode, {f"{i}": saved(Image.fromarray(p)) for i, p in enumerate(pairs)})
 
 
-def test_large_png(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_large_png(dump: Dump, decode: Decode) -> None:
     random = np.random.default_rng(0)
     files = {
         f"{size}": saved(Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)))
@@ -235,7 +284,7 @@ def test_large_png(dump: Callable[..., Pixels], decode: Decode) -> None:
     assert_equal(dump, decode, files)
 
 
-def test_png_of_random_sizes(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_png_of_random_sizes(dump: Dump, decode: Decode) -> None:
     random = np.random.default_rng(0)
     files = {}
     for i in range(300):
@@ -249,9 +298,7 @@ def test_png_of_random_sizes(dump: Callable[..., Pixels], decode: Decode) -> Non
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "I;16"])
-def test_real_images(
-    dump: Callable[..., Pixels], decode: Decode, pixels: Pixels, mode: str
-) -> None:
+def test_real_images(dump: Dump, decode: Decode, pixels: Pixels, mode: str) -> None:
     images = [Image.fromarray(image) for image in pixels[:20]]
     if mode == "I;16":
         images = [Image.fromarray(image.astype(np.uint16) * 257) for image in pixels[:20]]
@@ -284,7 +331,7 @@ def exif(orientation: int, order: str = ">", kind: int = 3, count: int = 1) -> b
 @pytest.mark.parametrize("kind", [3, 4])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_png_of_every_orientation(
-    dump: Callable[..., Pixels], decode: Decode, pixels: Pixels, order: str, kind: int
+    dump: Dump, decode: Decode, pixels: Pixels, order: str, kind: int
 ) -> None:
     image = Image.fromarray(pixels[0][:, 3:20])
     files = {str(i): saved(image, exif=exif(i, order, kind)) for i in range(10)}
@@ -292,7 +339,7 @@ def test_png_of_every_orientation(
     assert len({decode(file).tobytes() for file in files.values()}) == 8
 
 
-def test_jpeg_of_every_orientation(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_jpeg_of_every_orientation(dump: Dump, decode: Decode) -> None:
     image = waves((41, 60))
     files = {str(i): saved(image, "JPEG", exif=b"Exif\0\0" + exif(i)) for i in range(1, 9)}
     assert_equal(dump, decode, files)
@@ -446,7 +493,7 @@ def with_chunks(png: bytes, before: bytes, behind: bytes) -> bytes:
 
 
 def assert_turned(
-    dump: Callable[..., Pixels], decode: Decode, plain: bytes, odd: dict[str, tuple[bytes, bool]]
+    dump: Dump, decode: Decode, plain: bytes, odd: dict[str, tuple[bytes, bool]]
 ) -> None:
     """Each file has the pixels of `plain`, turned where it says so, in both languages."""
     upright = decode(plain)
@@ -460,7 +507,7 @@ def assert_turned(
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_metadata_of_a_jpeg(dump: Callable[..., Pixels], decode: Decode, mode: str) -> None:
+def test_metadata_of_a_jpeg(dump: Dump, decode: Decode, mode: str) -> None:
     """Grey that is 28x28 and symmetric blocks: turning comes after decoding, bit for bit."""
     plain = saved(waves((28, 28)).convert(mode), "JPEG", subsampling=0)
     start = plain.index(b"\xff\xdb")  # behind JFIF and Adobe
@@ -474,7 +521,7 @@ def test_metadata_of_a_jpeg(dump: Callable[..., Pixels], decode: Decode, mode: s
         assert_turned(dump, decode, plain, first)
 
 
-def test_metadata_of_a_png(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_metadata_of_a_png(dump: Dump, decode: Decode) -> None:
     plain = saved(waves((28, 28)).convert("L"))
     odd = {
         name: (with_chunks(plain, before, behind), turns)
@@ -484,7 +531,7 @@ def test_metadata_of_a_png(dump: Callable[..., Pixels], decode: Decode) -> None:
     assert_turned(dump, decode, plain, odd)
 
 
-def test_a_jpeg_of_several_pictures(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_a_jpeg_of_several_pictures(dump: Dump, decode: Decode) -> None:
     """Phones write them: the first counts, turned by its own Exif."""
     image = waves((28, 28))
 
@@ -523,10 +570,10 @@ def test_both_refuse_what_only_looks_like_metadata(
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
-        ((1000, 17), "1000x17 pixels, of which the shorter edge vanishes at 28 pixels of"),
-        ((1, 2000), "1x2000 pixels, of which the shorter edge vanishes"),
-        ((56, 1), "56x1 pixels, of which the shorter edge vanishes"),
-        ((7, 392), "7x392 pixels, of which the shorter edge vanishes"),
+        ((1000, 17), "1000x17 pixels, of which an edge vanishes at 28x28"),
+        ((1, 2000), "1x2000 pixels, of which an edge vanishes"),
+        ((56, 1), "56x1 pixels, of which an edge vanishes"),
+        ((7, 392), "7x392 pixels, of which an edge vanishes"),
         ((65_535, 700), "vanishes"),
         ((65_536, 100), "65536x100 pixels, an edge has at most 65535"),
         ((700, 70_000), "700x70000 pixels, an edge has at most 65535"),
@@ -548,7 +595,21 @@ def test_both_refuse_a_size_before_they_decode(
     assert reason in refusal(cpp_build, tmp_path / "odd", file)
 
 
-def test_a_flat_image_that_does_not_vanish(dump: Callable[..., Pixels], decode: Decode) -> None:
+def test_both_refuse_what_would_become_too_large(
+    cpp_build: Path, decode: Decode, tmp_path: Path
+) -> None:
+    """By the header alone, which both look at once the image would be upright."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 60_000, 8, 0, 0, 0, 0))
+    rules = Files("rgb", "crop", 224, 224, 256, "bilinear")
+    for metadata, size in ((b"", "256x768000"), (chunk(b"eXIf", TURNED), "768000x256")):
+        file = b"\x89PNG\r\n\x1a\n" + header + metadata + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+        message = f"20x60000 pixels, which would become {size} pixels, at most 50000000"
+        with pytest.raises(ValueError, match=message):
+            decode(file, rules)
+        assert message in refusal(cpp_build, tmp_path / "long", file, rules)
+
+
+def test_a_flat_image_that_does_not_vanish(dump: Dump, decode: Decode) -> None:
     sizes = ((55, 1), (1, 55), (7, 391), (1000, 18), (18, 1007))
     random = np.random.default_rng(0)
     images = {f"{size}": Image.fromarray(random.integers(0, 256, size, np.uint8)) for size in sizes}
@@ -576,7 +637,7 @@ def waves(size: tuple[int, int]) -> Image.Image:
     ],
 )
 def test_jpeg_of_every_kind_and_size(
-    dump: Callable[..., Pixels],
+    dump: Dump,
     decode: Decode,
     mode: str,
     options: dict[str, Any],
@@ -607,7 +668,7 @@ def test_both_refuse_what_is_cut_short(
     file = saved(Image.fromarray(pixels[0]).resize((80, 80)).convert(mode), kind)
     for tenth in range(10):
         cut = file[: len(file) * tenth // 10]
-        with pytest.raises(ValueError, match="encoded_image 0"):
+        with pytest.raises(ValueError, match="not a whole PNG or JPEG file"):
             decode(cut)
         assert re.search(REASONS, refusal(cpp_build, tmp_path / "cut", cut))
 

@@ -98,7 +98,7 @@ def test_another_version_of_libtorch_is_refused(installed: Path, tmp_path: Path)
     (other / "include/torch/headeronly/version.h").write_text("\n".join(lines))
     (other / "lib").symlink_to(torch_folder() / "lib")
     example = CPP / "examples" / "embed"
-    command = ["cmake", "-S", example, "-B", tmp_path / "build"]
+    command = ["cmake", "-S", str(example), "-B", str(tmp_path / "build")]
     command += ["-D", f"CMAKE_PREFIX_PATH={installed};{other}"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode != 0

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nin.contract import FASHION_MNIST, LABELS, MAX_BATCH, NIN, Graph
+from nin.contract import Graph
+from nin.gate.reference import Reference, batch_for
 from nin.images import encode_png
-from nin.reference import Reference
-from nin.triton.server import Server
+from nin.network.classifier import Preprocess
+from nin.serve.server import Server
+from tests.models import CLASSIFIER, CONTRACT, GRAPHS, LABELS, MAX_BATCH, NETWORK
 
 Pixels = NDArray[np.uint8]
 FILE_MODELS = ("fashion_mnist", "fashion_mnist_torchscript", "nin_onnx", "nin_torchscript")
@@ -75,26 +77,36 @@ def assert_refused(ended: Ended, message: str) -> None:
 # --- the live server ---
 
 
-@pytest.mark.parametrize("model", FILE_MODELS)
+def input_of(model: str, reference: Reference, folder: Path) -> Path:
+    """The reference's images as the model takes them."""
+    graph = GRAPHS["nin" if model.startswith("nin") else "fashion_mnist"]
+    return write_idx(
+        folder / f"{model}.idx", batch_for(Preprocess(CONTRACT), graph, reference.pixels)
+    )
+
+
+@pytest.mark.parametrize("served", FILE_MODELS)
 def test_logits_are_the_references_whatever_the_batch(
-    nin_triton: Run, server: Server, reference: Reference, images: Path, model: str
+    nin_triton: Run, server: Server, reference: Reference, tmp_path: Path, served: str
 ) -> None:
-    options = (images, "--url", server.http, "--model", model, "--format", "f32")
+    path = input_of(served, reference, tmp_path)
+    options = (path, "--url", server.http, "--model", served, "--format", "f32")
     for size in (1, 7, 64):
         logits = logits_of(nin_triton(*options, "--batch-size", size))
         error = np.abs(logits - reference.outputs["logits"]).max()
         assert error <= reference.budget["logits"], size
 
 
-@pytest.mark.parametrize("model", FILE_MODELS)
+@pytest.mark.parametrize("served", FILE_MODELS)
 def test_predictions_are_the_best_first_with_the_servers_labels(
-    nin_triton: Run, server: Server, reference: Reference, images: Path, model: str
+    nin_triton: Run, server: Server, reference: Reference, tmp_path: Path, served: str
 ) -> None:
-    options = (images, "--url", server.http, "--model", model, "--top", 10, "--limit", 8)
+    path = input_of(served, reference, tmp_path)
+    options = (path, "--url", server.http, "--model", served, "--top", 10, "--limit", 8)
     ended = nin_triton(*options, "--format", "json")
     assert (ended.code, ended.err) == (0, "")
     found = json.loads(ended.out)
-    assert [image["image"] for image in found] == [f"{images}[{i}]" for i in range(8)]
+    assert [image["image"] for image in found] == [f"{path}[{i}]" for i in range(8)]
     for image, right in zip(found, reference.outputs["probabilities"], strict=False):
         best = image["predictions"]
         order = (-right).argsort(kind="stable")  # logits are often 0: of equals the first
@@ -113,30 +125,11 @@ def test_a_png_file(nin_triton: Run, server: Server, reference: Reference, tmp_p
     assert "Ankle boot" in nin_triton(boot, *url).out.decode()
 
 
-def enlarged(pixels: Pixels) -> NDArray[np.float32]:
-    """Some images for the float network; how they are enlarged doesn't matter here."""
-    return (pixels[:, None] / 255).repeat(8, 2).repeat(8, 3).astype(np.float32)
-
-
-@pytest.mark.parametrize("model", ["nin_onnx", "nin_torchscript"])
-def test_float_images_go_to_the_network_as_they_are(
-    nin_triton: Run, server: Server, reference: Reference, tmp_path: Path, model: str
-) -> None:
-    batch = enlarged(reference.pixels[:5])
-    path = write_idx(tmp_path / "images.idx", batch)
-    options = (path, "--url", server.http, "--model", model, "--format", "f32")
-    together = logits_of(nin_triton(*options))
-    alone = logits_of(nin_triton(*options, "--batch-size", 1))
-    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-4)
-    assert together.argmax(1).tolist() == reference.outputs["logits"][:5].argmax(1).tolist()
-
-
 def test_float_images_are_refused_where_the_model_takes_pixels(
     nin_triton: Run, server: Server, reference: Reference, tmp_path: Path
 ) -> None:
-    path = write_idx(tmp_path / "images.idx", enlarged(reference.pixels[:1]))
-    ended = nin_triton(path, "--url", server.http)
-    assert_refused(ended, r"fashion_mnist takes pixels UINT8 \[-1,28,28\]; float images need")
+    path = input_of("nin_onnx", reference, tmp_path)
+    assert_refused(nin_triton(path, "--url", server.http), "not an IDX file of 28x28 unsigned byte")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +139,7 @@ def test_float_images_are_refused_where_the_model_takes_pixels(
         (
             ("--model", "decode_image"),
             r"model decode_image takes encoded_image BYTES \[-1,1\], "
-            r"expected pixels UINT8 \[-1,28,28\] or image FP32 \[-1,1,224,224\]",
+            r"expected UINT8 \[-1,H,W\] or \[-1,H,W,3\], or FP32 \[-1,C,H,W\]",
         ),
         (("--model", "fashion_mnist_image"), "takes encoded_image BYTES"),
         (("--model", "../../health/live"), "isn't a model's name"),
@@ -193,7 +186,7 @@ def binary(outputs: object, data: bytes, length: object = None) -> bytes:
     return http(text + data, Inference_Header_Content_Length=size)
 
 
-def metadata(graph: Graph = FASHION_MNIST) -> dict[str, Any]:
+def metadata(graph: Graph = CLASSIFIER) -> dict[str, Any]:
     kinds = {"uint8": "UINT8", "float32": "FP32"}
     tensors = (graph.input, *graph.outputs)
     found = [tensor(t.name, kinds[t.dtype], [-1, *t.shape]) for t in tensors]
@@ -202,6 +195,22 @@ def metadata(graph: Graph = FASHION_MNIST) -> dict[str, Any]:
 
 def labels(texts: list[str], name: str = "probabilities") -> bytes:
     return as_json({"outputs": [tensor(name, "BYTES", [1, len(texts)]) | {"data": texts}]})
+
+
+FILES = {
+    **{"mode": "grey", "resize": "pad", "height": 28, "width": 28},
+    **{"shorter_side": 0, "filter": "bicubic"},
+}
+
+
+def config(files: object = FILES, **changes: object) -> bytes:
+    parameters = {"files": {"string_value": json.dumps(files)}}
+    return as_json({"max_batch_size": MAX_BATCH, "parameters": parameters} | changes)
+
+
+def statistics(*models: str) -> bytes:
+    """Triton's, of the models that are ready."""
+    return as_json({"model_stats": [{"name": name, "version": "1"} for name in models]})
 
 
 LOGITS = tensor("logits", "FP32", [1, 10], 40)
@@ -230,8 +239,9 @@ class Fake:
     requests: list[tuple[str, bytes]] = field(default_factory=list)  # kind and head
     answers: dict[str, bytes] = field(
         default_factory=lambda: {
+            "statistics": statistics("nin_onnx", "fashion_mnist", "fashion_mnist_image"),
             "metadata": as_json(metadata()),
-            "config": as_json({"max_batch_size": MAX_BATCH}),
+            "config": config(),
             "labels": labels(TEXTS),
             "infer": binary([PROBABILITIES, LOGITS], ONE + ZEROS),  # not in their usual order
         }
@@ -278,6 +288,8 @@ class Fake:
     @staticmethod
     def _kind(head: bytes, body: bytes) -> str:
         path = head.split()[1]
+        if path == b"/v2/models/stats":
+            return "statistics"
         if path.endswith(b"/infer"):
             return "labels" if b'"classification"' in body else "infer"
         return "config" if path.endswith(b"/config") else "metadata"
@@ -306,7 +318,7 @@ def test_a_server_that_answers_rightly(nin_triton: Run, fake: FakeServer, images
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.decode().count("Dress") == 3
     assert [kind for kind, _ in server.requests] == [
-        "metadata", "config", "labels", "infer", "infer", "infer"
+        "statistics", "metadata", "config", "labels", "infer", "infer", "infer"
     ]  # fmt: skip
     assert server.connections == 1
 
@@ -317,6 +329,55 @@ def test_outputs_are_told_apart_by_name(nin_triton: Run, fake: FakeServer, image
     (image,) = json.loads(nin_triton(images, *options).out)
     assert image["logits"] == [0] * 10
     assert image["predictions"] == [{"index": 3, "label": "Dress", "probability": 1}]
+
+
+def test_image_files_are_decoded_as_the_server_says(
+    nin_triton: Run, fake: FakeServer, reference: Reference, tmp_path: Path
+) -> None:
+    boot = tmp_path / "boot.png"
+    boot.write_bytes(encode_png(reference.pixels[0]))
+    assert "Dress" in nin_triton(boot, "--url", fake({}).url).out.decode()
+    server = fake({"config": as_json({"max_batch_size": 8})})
+    ended = nin_triton(boot, "--url", server.url, "--model", "bare")
+    assert_refused(ended, "boot.png: the model bare doesn't say how it takes image files")
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ("", "has 0 models M with an M_image beside it; name the model, one of: none is ready$"),
+        ("b a", "has 0 models .* one of: a, b$"),
+        ("a a_image b b_image", "has 2 models .* one of: a, a_image, b, b_image$"),
+        ("a/b a/b_image", "an answer that can't be right: 'a/b' isn't a model's name"),
+    ],
+)
+def test_which_model_is_meant_must_be_clear(
+    nin_triton: Run, fake: FakeServer, images: Path, models: str, message: str
+) -> None:
+    server = fake({"statistics": statistics(*models.split())})
+    assert_refused(nin_triton(images, "--url", server.url), message)
+    assert nin_triton(images, "--url", server.url, "--model", "a", "--limit", 1).code == 0
+
+
+def test_a_server_that_lists_no_models(nin_triton: Run, fake: FakeServer, images: Path) -> None:
+    server = fake({"statistics": http(b"<html>", "404 Not Found")})
+    message = "doesn't list its models, name one: <html>$"
+    assert_refused(nin_triton(images, "--url", server.url), message)
+
+
+def test_the_labels_of_many_classes(nin_triton: Run, fake: FakeServer, images: Path) -> None:
+    """Several times what the JSON of few may have."""
+    count = 20_000
+    texts = [f"0.000001:{i}:class {i}, with a name that is long: {'x' * 100}" for i in range(count)]
+    outputs = [tensor(n, "FP32", [1, count], 4 * count) for n in NAMES]
+    server = fake({})
+    server.answers["metadata"] = as_json(
+        metadata() | {"outputs": [tensor(n, "FP32", [-1, count]) for n in NAMES]}
+    )
+    server.answers["labels"] = labels(texts)
+    server.answers["infer"] = binary(outputs, 2 * np.eye(1, count, 77, "<f4").tobytes())
+    options = ("--url", server.url, "--limit", 1, "--format", "csv")
+    assert b',77,"class 77, with' in nin_triton(images, *options).out
 
 
 def test_the_environments_proxy_gets_nothing(
@@ -373,7 +434,7 @@ ALWAYS_WRONG: dict[str, tuple[Answer, str]] = {
     "hangs up": (b"", "closed the connection before its answer was whole"),
     "hangs up in the head": (b"HTTP/1.1 200 OK\r\nConte", "the server at"),
     "hangs up in the body": (http(b'{"outputs"', length=1000), "closed the connection"),
-    "endless": (endless, "sends more than 1048[0-9]{3} bytes; is it a Triton server"),
+    "endless": (endless, "sends more than 10[45][0-9]{4} bytes; is it a Triton server"),
     "endless head": (endless_headers, "the server at"),
     "huge": (http(b"", length=2**62), "the server at"),
     "silent": (silent, "gave no whole answer within 1 s"),
@@ -381,7 +442,7 @@ ALWAYS_WRONG: dict[str, tuple[Answer, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["metadata", "config", "labels", "infer"])
+@pytest.mark.parametrize("kind", ["statistics", "metadata", "config", "labels", "infer"])
 @pytest.mark.parametrize("wrong", list(ALWAYS_WRONG))
 def test_answers_that_are_always_wrong(
     nin_triton: Run, fake: FakeServer, images: Path, wrong: str, kind: str
@@ -404,7 +465,7 @@ def with_metadata(**changes: object) -> bytes:
 
 WRONG: dict[str, tuple[str, bytes, str]] = {
     # what the model is
-    "no inputs": ("metadata", with_metadata(inputs=[]), "takes nothing, expected pixels UINT8"),
+    "no inputs": ("metadata", with_metadata(inputs=[]), "takes nothing, expected UINT8"),
     "two inputs": (
         "metadata", with_metadata(inputs=metadata()["inputs"] * 2), "takes pixels .*, pixels .*"
     ),
@@ -443,6 +504,29 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
         "metadata",
         with_metadata(outputs=[tensor(n, "FP32", [-1, 10**9]) for n in NAMES]),
         r"gives logits FP32 \[-1,1000000000\]",
+    ),
+    "one class": (
+        "metadata",
+        with_metadata(outputs=[tensor(n, "FP32", [-1, 1]) for n in NAMES]),
+        r"expected logits FP32 \[-1,CLASSES\] of 2 to 100000",
+    ),
+    "an image beyond all": (
+        "metadata",
+        with_metadata(inputs=[tensor("pixels", "UINT8", [-1, 2**32, 2**32])]),
+        r"takes pixels UINT8 \[-1,4294967296,4294967296\], expected",
+    ),
+    "two colours": (
+        "metadata",
+        with_metadata(inputs=[tensor("pixels", "UINT8", [-1, 28, 28, 2])]),
+        r"takes pixels UINT8 \[-1,28,28,2\], expected",
+    ),
+    "a decoding that is none": ("config", config({"mode": "grey"}), "can't be read: .*resize"),
+    "a decoding that isn't JSON": ("config", config(files="{"), "can't be (read|right)"),
+    "a decoding to other pixels": (
+        "config", config(FILES | {"width": 29}), r"but decodes files to pixels uint8 \(N, 28, 29\)"
+    ),
+    "an unknown filter": (
+        "config", config(FILES | {"filter": "box"}), "filter is .box., known are bicubic, bilinear"
     ),
     "no batches": ("config", as_json({"max_batch_size": 0}), "needs a max_batch_size of 1"),
     "negative batches": ("config", as_json({"max_batch_size": -1}), "-1 is no size"),
@@ -558,29 +642,39 @@ def test_a_second_batch_that_fails_prints_nothing(
     assert_refused(ended, r"logits|probabilities FP32 \[1,10\] of 40 bytes, expected .* \[2,10\]")
 
 
-def test_requests_are_no_larger_than_the_server_allows(
-    nin_triton: Run, fake: FakeServer, images: Path
-) -> None:
-    """And a large one goes at once: curl asks no "100 Continue" before it."""
-    server = fake({"infer": http(b'{"error":"enough"}', "400 x")})
-    server.answers["metadata"] = as_json(metadata(NIN))
+@pytest.fixture
+def floats(tmp_path: Path) -> Path:
+    return write_idx(tmp_path / "floats.idx", np.zeros((9, 1, 224, 224), np.float32))
+
+
+def network_server(fake: FakeServer, replaced: dict[str, Answer]) -> Fake:
+    server = fake(replaced)
+    server.answers["metadata"] = as_json(metadata(NETWORK))
     server.answers["config"] = as_json({"max_batch_size": 7})
     server.answers["labels"] = labels(TEXTS, "logits")
-    ended = nin_triton(images, "--url", server.url, "--batch-size", 64)
-    assert_refused(ended, "answers with HTTP 400: enough")
+    return server
+
+
+def test_requests_are_no_larger_than_the_server_allows(
+    nin_triton: Run, fake: FakeServer, floats: Path
+) -> None:
+    """And a large one goes at once: curl asks no "100 Continue" before it."""
+    server = network_server(fake, {"infer": http(b'{"error":"enough"}', "400 x")})
+    options = (floats, "--url", server.url, "--model", "network")
+    assert_refused(nin_triton(*options, "--batch-size", 8), "the model takes 1 to 7")
+    assert_refused(nin_triton(*options), "answers with HTTP 400: enough")
     (head,) = (head for kind, head in server.requests if kind == "infer")
     sent = header(head, "Content-Length") - header(head, "Inference-Header-Content-Length")
     assert sent == 7 * 224 * 224 * 4
     assert b"Expect:" not in head
 
 
-def test_the_float_network_by_a_fake(nin_triton: Run, fake: FakeServer, images: Path) -> None:
+def test_the_float_network_by_a_fake(nin_triton: Run, fake: FakeServer, floats: Path) -> None:
     """Probabilities are made of the logits there, and labels asked of them."""
-    server = fake({"infer": binary([LOGITS], np.log(np.arange(1, 11, dtype="<f4")).tobytes())})
-    server.answers["metadata"] = as_json(metadata(NIN))
-    server.answers["labels"] = labels(TEXTS, "logits")
-    options = ("--url", server.url, "--limit", 1, "--format", "json", "--top", 10)
-    (image,) = json.loads(nin_triton(images, *options).out)
+    numbers = np.log(np.arange(1, 11, dtype="<f4")).tobytes()
+    server = network_server(fake, {"infer": binary([LOGITS], numbers)})
+    options = ("--url", server.url, "--model", "network", "--limit", 1, "--format", "json")
+    (image,) = json.loads(nin_triton(floats, *options, "--top", 10).out)
     found = [p["probability"] for p in image["predictions"]]
     assert found == pytest.approx(np.arange(10, 0, -1) / 55, abs=1e-6)
     head = server.requests[-1][1]

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import nin.data
-from nin.data import load
+import nin.training.data
 from nin.errors import InputError
 from nin.paths import DATA
+from nin.training.data import load
 
 SHIPPED = DATA / "fashion-mnist"
 IMAGES = "t10k-images-idx3-ubyte"
@@ -30,8 +30,8 @@ def test_reads_plain_files_and_the_folder_that_is_named(
     expected, _ = load("test")
     np.testing.assert_array_equal(load("test", tmp_path)[0], expected)
     monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path))
-    monkeypatch.setattr(nin.data, "DATA", tmp_path / "nowhere")
-    monkeypatch.setattr(nin.data, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(nin.training.data, "DATA", tmp_path / "nowhere")
+    monkeypatch.setattr(nin.training.data, "DEBIAN", tmp_path / "nowhere")
     np.testing.assert_array_equal(load("test")[0], expected)
 
 
@@ -47,10 +47,10 @@ def test_an_argument_comes_before_the_environment(
 def test_finds_debians_files_and_torchvisions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nin.data, "DATA", tmp_path / "data")
-    monkeypatch.setattr(nin.data, "DEBIAN", SHIPPED)
+    monkeypatch.setattr(nin.training.data, "DATA", tmp_path / "data")
+    monkeypatch.setattr(nin.training.data, "DEBIAN", SHIPPED)
     assert len(load("test")[0]) == 10_000
-    monkeypatch.setattr(nin.data, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(nin.training.data, "DEBIAN", tmp_path / "nowhere")
     with pytest.raises(InputError, match=f"no {IMAGES}.*dataset-fashion-mnist"):
         load("test")
     shutil.copytree(SHIPPED, tmp_path / "data" / "FashionMNIST" / "raw")

@@ -22,16 +22,19 @@ from kubernetes_validate import ValidationError, validate
 from tritonclient.utils import InferenceServerException
 
 from nin.client import URLS, Client, Protocol, control_key
-from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MAX_BATCH, MODELS
+from nin.contract import load_contract
 from nin.errors import InputError, ServerError
-from nin.onnx_export import DEFAULT_OPSET
-from nin.paths import ROOT
-from nin.triton.repository import publish
-from nin.triton.server import PORTS, Server, serve
-from nin.triton_releases import DEPLOYED, TRITON_RELEASES
+from nin.export.onnx_file import DEFAULT_OPSET
+from nin.paths import NIN, ROOT
+from nin.releases import DEPLOYED, TRITON_RELEASES
+from nin.serve.repository import publish
+from nin.serve.server import PORTS, Server, serve
 
 # The newest version of Kubernetes whose schemas are in kubernetes-validate 1.37.0.
 KUBERNETES = "1.37"
+
+CONTRACT = load_contract(NIN)
+CLASSIFIER, ENSEMBLE, DECODER = CONTRACT.name, CONTRACT.ensemble.name, CONTRACT.decoder.name
 
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted(p for p in (DEPLOY / "kubernetes").glob("*.yaml") if p.stem != "kustomization")
@@ -94,7 +97,9 @@ def baked_command() -> list[str]:
 
 def quantity(text: str) -> float:
     """What Kubernetes and compose call 2, 256Mi or 4g."""
-    number, unit = re.fullmatch(r"(\d+)(\w*)", text).groups()
+    parts = re.fullmatch(r"(\d+)(\w*)", text)
+    assert parts is not None
+    number, unit = parts.groups()
     return int(number) * {"": 1, "m": 2**20, "g": 2**30, "Mi": 2**20, "Gi": 2**30}[unit]
 
 
@@ -225,7 +230,9 @@ def test_compose_does_not_start_without_a_key() -> None:
 
 def test_the_largest_request_fits_the_limit() -> None:
     """64 images of `nin` with room for the JSON around them; photographs go a few at a time."""
-    largest = max(MAX_BATCH * 4 * int(np.prod(model.graph.input.shape)) for model in MODELS)
+    largest = max(
+        m.graph.max_batch * 4 * int(np.prod(m.graph.input.shape)) for m in CONTRACT.models
+    )
     limit = int(option(baked_command(), "http-max-input-size"))
     assert 2 * largest < limit <= 4 * largest
     ingress, _ = yaml.safe_load_all((DEPLOY / "ingress.yaml").read_text())
@@ -261,7 +268,7 @@ def travels(path: str) -> bool:
         ("model_repository/fashion_mnist/.2.tmp/model.onnx", False),
         ("model_repository/decode_image/1/__pycache__/model.pyc", False),
         ("deploy/compose.yaml", False),
-        ("weights/nin.safetensors", False),
+        ("models/nin/weights.safetensors", False),
         (".venv/bin/python", False),
         (".git/config", False),
     ],
@@ -318,7 +325,7 @@ def test_probes_ask_the_real_endpoints(pod: Pod) -> None:
     ports = {p["name"]: p["containerPort"] for p in only["ports"]}
     for probe, path in (
         ("startupProbe", READY),
-        ("livenessProbe", f"/v2/models/{DECODE_IMAGE.name}/ready"),
+        ("livenessProbe", f"/v2/models/{DECODER}/ready"),
     ):
         asked = only[probe]["httpGet"]
         assert asked["path"] == path
@@ -331,8 +338,10 @@ def test_probes_ask_the_real_endpoints(pod: Pod) -> None:
 def test_all_ask_the_same_models_whether_they_are_ready() -> None:
     first, *others = readiness_probes()
     assert others == [first, first]
-    names = re.findall(r"\w+", re.search(r"\{(.*)\}", first[-1])[1])
-    assert names == [FASHION_MNIST.name, DECODE_IMAGE.name, FASHION_MNIST_IMAGE.name]
+    braces = re.search(r"\{(.*)\}", first[-1])
+    assert braces is not None
+    names = re.findall(r"\w+", braces[1])
+    assert names == [CLASSIFIER, DECODER, ENSEMBLE]
 
 
 def readiness_probes() -> list[list[str]]:
@@ -492,8 +501,9 @@ def test_the_ingress_lets_in_classification_only() -> None:
         assert validate(part, KUBERNETES, strict=True) == KUBERNETES
     [rule] = ingress["spec"]["rules"]
     assert {(path["path"], path["pathType"]) for path in rule["http"]["paths"]} == {
-        (f"/v2/models/{name}/infer", "Exact")
-        for name in (FASHION_MNIST.name, FASHION_MNIST_IMAGE.name)
+        (f"/v2/models/{name}/{what}", "Exact")
+        for name in (CLASSIFIER, ENSEMBLE)
+        for what in ("infer", "config")
     }
     service = {"name": manifest("Service")["metadata"]["name"], "port": {"name": "http"}}
     assert all(path["backend"] == {"service": service} for path in rule["http"]["paths"])
@@ -520,8 +530,8 @@ def restricted(embedded: None, repository: Path) -> Iterator[Server]:
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [
-        ("load_model", [FASHION_MNIST.name]),
-        ("unload_model", [FASHION_MNIST.name]),
+        ("load_model", [CLASSIFIER]),
+        ("unload_model", [CLASSIFIER]),
         ("get_model_repository_index", []),
         ("register_system_shared_memory", ["region", "/key", 1]),
         ("get_system_shared_memory_status", []),
@@ -554,12 +564,12 @@ def test_what_applications_need_is_open_and_the_key_opens_the_rest(
 ) -> None:
     with Client(getattr(restricted, protocol), protocol=protocol) as client:
         assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
-        assert client.metadata(FASHION_MNIST.name)["versions"] == ["1"]
+        assert client.metadata(CLASSIFIER)["versions"] == ["1"]
         monkeypatch.delenv("NIN_CONTROL_KEY", raising=False)
         with pytest.raises(ServerError, match=f"restricted, expecting header .*{KEY_HEADER}"):
-            client.load(FASHION_MNIST.name)
+            client.load(CLASSIFIER)
         monkeypatch.setenv("NIN_CONTROL_KEY", "secret")
-        client.load(FASHION_MNIST.name)
+        client.load(CLASSIFIER)
 
 
 def test_after_a_failed_load_the_readiness_probe_tells_the_truth(
@@ -567,17 +577,17 @@ def test_after_a_failed_load_the_readiness_probe_tells_the_truth(
 ) -> None:
     """/v2/health/ready stays 400 though the version before serves; the models say that they do."""
     repository = tmp_path / "model_repository"
-    publish(artifacts, repository)
+    publish(CONTRACT, artifacts, repository)
     with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server, Client(server.http) as client:
         assert all(asked(probe, server) == 0 for probe in readiness_probes())
-        publish(artifacts, repository)
-        (repository / FASHION_MNIST.name / "2" / "model.onnx").write_bytes(b"no model")
+        publish(CONTRACT, artifacts, repository)
+        (repository / CLASSIFIER / "2" / "model.onnx").write_bytes(b"no model")
         with pytest.raises(InputError, match="load failed"):
-            client.load(FASHION_MNIST.name)
+            client.load(CLASSIFIER)
         assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
         assert asked(["curl", "--fail", f"http://127.0.0.1:8000{READY}"], server) == 22
         assert all(asked(probe, server) == 0 for probe in readiness_probes())
-        client._client.unload_model(DECODE_IMAGE.name, headers={KEY_HEADER: control_key()})
+        client._client.unload_model(DECODER, headers={KEY_HEADER: control_key()})
         assert all(asked(probe, server) == 22 for probe in readiness_probes())
 
 

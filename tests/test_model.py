@@ -4,7 +4,8 @@ import sys
 import torch
 from torch import nn
 
-from nin.model import NiN, layer_table
+from nin.paths import NIN as FOLDER
+from nin.training.network import NiN, layer_table
 
 
 def test_is_the_network_of_the_book() -> None:
@@ -38,7 +39,7 @@ def test_initialises_xavier_uniform_with_zero_biases() -> None:
 
 
 def test_prints_the_layer_table() -> None:
-    command = [sys.executable, "-m", "nin.model"]
+    command = [sys.executable, str(FOLDER / "network.py")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "| NiN block         |  (1, 96, 54, 54) |     30,336 |" in shown.stdout
     assert "1,992,166" in shown.stdout

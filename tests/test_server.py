@@ -23,16 +23,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import nin.triton.server
+import nin.serve.server
 from nin.client import URLS, Client
-from nin.contract import MODELS
+from nin.contract import Contract
 from nin.errors import InputError
 from nin.images import encode_png
 from nin.paths import MODEL_REPOSITORY, ROOT, TRITON
-from nin.triton.repository import PUBLISHED, publish
-from nin.triton.server import PORTS, ServerDiedError, find_tritonserver, serve
-from nin.triton_releases import DEPLOYED
+from nin.releases import DEPLOYED
+from nin.serve.repository import publish
+from nin.serve.server import PORTS, ServerDiedError, find_tritonserver, serve
 from tests.conftest import Script
+from tests.models import ODD_LABELS
 
 Pixels = NDArray[np.uint8]
 SERVE = "scripts/serve.py"
@@ -41,29 +42,47 @@ NEIGHBOURS = ("lost+found", ".ipynb_checkpoints", "notes")
 
 
 @pytest.fixture
-def own(embedded: None, repository: Path, tmp_path: Path) -> Path:
-    """A repository with version 1, of this test's own."""
+def own(embedded: None, lenet_repository: Path, tmp_path: Path) -> Path:
+    """A repository with version 1 of a small model, of this test's own."""
+    return Path(shutil.copytree(lenet_repository, tmp_path / "own"))
+
+
+@pytest.fixture
+def own_built_in(embedded: None, repository: Path, tmp_path: Path) -> Path:
+    """The same of the built-in model."""
     return Path(shutil.copytree(repository, tmp_path / "own"))
+
+
+def answers(client: Client) -> bool:
+    """Whether the small model classifies."""
+    return client.classify(np.zeros((1, 16, 20), np.uint8))[0][0].label in ODD_LABELS
 
 
 # --- hot swap ---
 
 
 def test_swap_and_rollback_under_load_lose_no_request(
-    script: Script, artifacts: Path, own: Path, pixels: Pixels, labels: Pixels
+    script: Script,
+    contract: Contract,
+    artifacts: Path,
+    own_built_in: Path,
+    pixels: Pixels,
+    labels: Pixels,
 ) -> None:
     """Clients ask all the time, for pixels and for files, while versions come and go."""
     publish_script = "export/to_triton.py"
-    with serve(own, ports=FREE) as server, load(server.grpc, pixels, labels) as asked:
-        options = ("--artifacts", artifacts, "--repository", own, "--load", server.http)
-        options = (*options, "--unproven")
+    with serve(own_built_in, ports=FREE) as server, load(server.grpc, pixels, labels) as asked:
+        options = ("--artifacts", artifacts, "--repository", own_built_in, "--load", server.http)
         wait_for(asked, 50)
-        assert served_versions(server.http) == ["1"]
-        assert script(publish_script, *options).code == 0
-        assert served_versions(server.http) == ["1", "2"]
+        assert served_versions(server.http, contract) == ["1"]
+        assert script(publish_script, *options, "--unproven").code == 0
+        assert served_versions(server.http, contract) == ["1", "2"]
         wait_for(asked, 50)
         assert script(publish_script, *options, "--rollback").code == 0
-        assert served_versions(server.http) == ["2", "3"]  # 1 is unloaded, nobody asks for it
+        assert served_versions(server.http, contract) == [
+            "2",
+            "3",
+        ]  # 1 is unloaded, nobody asks for it
         wait_for(asked, 50)
     assert asked.failures == []
     assert asked.count > 150
@@ -71,31 +90,48 @@ def test_swap_and_rollback_under_load_lose_no_request(
 
 
 def test_loading_into_a_server_of_another_repository_is_noticed(
-    script: Script, artifacts: Path, own: Path, tmp_path: Path
+    script: Script, lenet: Contract, lenet_artifacts: Path, own: Path, tmp_path: Path
 ) -> None:
     """One with older versions, and one that has a version of the same number by chance."""
     elsewhere = Path(shutil.copytree(own, tmp_path / "elsewhere"))
-    options = ("--artifacts", artifacts, "--repository", elsewhere, "--unproven")
+    options = (
+        "--model",
+        lenet.folder,
+        "--artifacts",
+        lenet_artifacts,
+        "--repository",
+        elsewhere,
+        "--unproven",
+    )
     with serve(own, ports=FREE) as server:
         ended = script("export/to_triton.py", *options, "--load", server.http)
         assert ended.code == 1
         assert f"{server.http} seems to serve another repository" in ended.err
         assert "version 2 was published, and not loaded there" in ended.err
-        assert "Its versions are nin_onnx: 1; nin_torchscript: 1; " in ended.err
-        publish(artifacts, own, version=3)
+        assert "Its versions are lenet_onnx: 1; lenet_torchscript: 1; " in ended.err
+        publish(lenet, lenet_artifacts, own, version=3)
         with Client(server.http) as client:
-            for model in PUBLISHED:
+            for model in lenet.published:
                 client.load(model.name)
         ended = script("export/to_triton.py", *options, "--load", server.http)
         assert ended.code == 1
         assert "version 3 was published, and not loaded there" in ended.err
-        assert "nin_onnx: 1, 3; " in ended.err
+        assert "lenet_onnx: 1, 3; " in ended.err
 
 
 def test_a_server_that_is_not_there_ends_it_before_publishing(
-    script: Script, artifacts: Path, own: Path
+    script: Script, lenet: Contract, lenet_artifacts: Path, own: Path
 ) -> None:
-    options = ("--artifacts", artifacts, "--repository", own, "--load", "127.0.0.1:1")
+    options = (
+        "--model",
+        lenet.folder,
+        "--artifacts",
+        lenet_artifacts,
+        "--repository",
+        own,
+        "--load",
+        "127.0.0.1:1",
+    )
     ended = script("export/to_triton.py", *options)
     assert ended.code == 2
     assert "no Triton server at 127.0.0.1:1" in ended.err
@@ -103,19 +139,19 @@ def test_a_server_that_is_not_there_ends_it_before_publishing(
 
 
 def test_that_load_notices_a_swap_that_loses_requests(
-    artifacts: Path, own: Path, pixels: Pixels, labels: Pixels
+    contract: Contract, artifacts: Path, own_built_in: Path, pixels: Pixels, labels: Pixels
 ) -> None:
     """With only the newest version loaded, as configs often have it, some requests fail."""
-    for model in PUBLISHED:
-        config = own / model.name / "config.pbtxt"
+    for model in contract.published:
+        config = own_built_in / model.name / "config.pbtxt"
         config.write_text(config.read_text().replace("num_versions: 2", "num_versions: 1"))
     with (
-        serve(own, ports=FREE) as server,
+        serve(own_built_in, ports=FREE) as server,
         load(server.grpc, pixels, labels) as asked,
         Client(server.http) as client,
     ):
         for _ in range(10):
-            publish(artifacts, own)
+            publish(contract, artifacts, own_built_in)
             client.load("fashion_mnist")
             if asked.failures:
                 break
@@ -175,39 +211,41 @@ def wait_for(asked: Asked, more: int) -> None:
         time.sleep(0.01)
 
 
-def served_versions(url: str) -> list[str]:
+def served_versions(url: str, contract: Contract) -> list[str]:
     with Client(url) as client:
-        found = [client.metadata(model.name)["versions"] for model in PUBLISHED]
+        found = [client.metadata(model.name)["versions"] for model in contract.published]
     assert all(versions == found[0] for versions in found)
     versions: list[str] = found[0]
     return versions
 
 
 def test_a_version_that_does_not_load_leaves_the_one_before(
-    own: Path, artifacts: Path, pixels: Pixels
+    lenet: Contract, own: Path, lenet_artifacts: Path
 ) -> None:
     """The server refuses version 2, says why, and serves version 1 on."""
     with serve(own, ports=FREE) as server, Client(server.http) as client:
-        publish(artifacts, own)
-        (own / "fashion_mnist" / "2" / "model.onnx").write_bytes(b"no model")
-        with pytest.raises(InputError, match="load failed .*'fashion_mnist'.*INVALID_PROTO"):
-            client.load("fashion_mnist")
-        assert client.metadata("fashion_mnist")["versions"] == ["1"]
-        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+        publish(lenet, lenet_artifacts, own)
+        (own / "small" / "2" / "model.onnx").write_bytes(b"no model")
+        with pytest.raises(InputError, match="load failed .*'small'.*INVALID_PROTO"):
+            client.load("small")
+        assert client.metadata("small")["versions"] == ["1"]
+        assert answers(client)
 
 
-def test_a_server_that_polls_follows_the_files(own: Path, artifacts: Path) -> None:
+def test_a_server_that_polls_follows_the_files(
+    lenet: Contract, own: Path, lenet_artifacts: Path
+) -> None:
     (own / "lost+found").mkdir()
     with serve(own, ports=FREE, control_mode="poll") as server, Client(server.http) as client:
-        publish(artifacts, own)
+        publish(lenet, lenet_artifacts, own)
         deadline = time.monotonic() + 60
-        while client.metadata("fashion_mnist")["versions"] != ["1", "2"]:
+        while client.metadata("small")["versions"] != ["1", "2"]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
 
 def test_cache_and_trace_switch_on_as_documented(
-    embedded: None, repository: Path, pixels: Pixels, tmp_path: Path
+    embedded: None, lenet_repository: Path, pixels: Pixels, tmp_path: Path
 ) -> None:
     """docs/serving.md: a cached answer is the same, a trace tells where a request was when."""
     trace = tmp_path / "trace.json"
@@ -215,9 +253,10 @@ def test_cache_and_trace_switch_on_as_documented(
     extra = re.findall(r"--(?:cache|trace)-config=\S+", page)
     assert len(extra) == 5
     extra = [option.replace("$PWD/trace.json", str(trace)) for option in extra]
-    with serve(repository, ports=FREE, extra=extra) as server, Client(server.http) as client:
-        first, second = (client.infer("fashion_mnist", {"pixels": pixels[:2]}) for _ in range(2))
-        hits = client.statistics("fashion_mnist")["inference_stats"]["cache_hit"]["count"]
+    pixels = np.full((2, 16, 20), 7, np.uint8)
+    with serve(lenet_repository, ports=FREE, extra=extra) as server, Client(server.http) as client:
+        first, second = (client.infer("small", {"pixels": pixels}) for _ in range(2))
+        hits = client.statistics("small")["inference_stats"]["cache_hit"]["count"]
     assert hits == 1
     np.testing.assert_array_equal(first["logits"], second["logits"])
     events = json.loads(trace.read_text())
@@ -230,11 +269,11 @@ def test_cache_and_trace_switch_on_as_documented(
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_says_what_it_serves_and_stops_with_its_children(
-    embedded: None, repository: Path, end: signal.Signals
+    lenet: Contract, embedded: None, lenet_repository: Path, end: signal.Signals
 ) -> None:
     ports = [f"--{name}-port=0" for name in PORTS]
     process = subprocess.Popen(
-        [sys.executable, SERVE, "--repository", repository, "--threads", "1", *ports],
+        [sys.executable, SERVE, "--repository", lenet_repository, *ports],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -243,7 +282,7 @@ def test_it_says_what_it_serves_and_stops_with_its_children(
     )
     try:
         text = read_until(process, "Ready")
-        for model in MODELS:
+        for model in lenet.models:
             assert re.search(rf"^\| {model.name} +\| +1 ", text, re.MULTILINE)
         host, port = re.findall(r"HTTP +http://([\d.]+):(\d+)", text)[0]
         assert host == "127.0.0.1"
@@ -275,8 +314,10 @@ def children(pid: int) -> list[int]:
     return [descendant for child in map(int, direct) for descendant in (child, *children(child))]
 
 
-def test_a_server_that_dies_says_why_and_keeps_its_log(embedded: None, repository: Path) -> None:
-    with serve(repository, ports=FREE) as server:
+def test_a_server_that_dies_says_why_and_keeps_its_log(
+    embedded: None, lenet_repository: Path
+) -> None:
+    with serve(lenet_repository, ports=FREE) as server:
         threading.Timer(0.2, lambda: os.kill(server.process.pid, signal.SIGKILL)).start()
         with pytest.raises(ServerDiedError, match="ended by itself: SIGKILL; its log is ") as died:
             server.wait()
@@ -300,7 +341,7 @@ def test_a_server_that_dies_says_why_and_keeps_its_log(embedded: None, repositor
 )
 def test_the_cause_of_an_end_is_one_line(code: int, log: str, cause: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(log)
-    assert nin.triton.server._cause(code, tmp_path / "log") == cause
+    assert nin.serve.server._cause(code, tmp_path / "log") == cause
 
 
 @contextlib.contextmanager
@@ -308,7 +349,7 @@ def serve_script(repository: Path) -> Iterator[subprocess.Popen[str]]:
     """scripts/serve.py on free ports, in a process of its own."""
     ports = [f"--{name}-port=0" for name in PORTS]
     process = subprocess.Popen(
-        [sys.executable, SERVE, "--repository", repository, "--threads", "1", *ports],
+        [sys.executable, SERVE, "--repository", repository, *ports],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -327,15 +368,13 @@ def address_in(text: str) -> str:
     return re.findall(r"HTTP +http://(\S+)", text)[0]
 
 
-def test_the_script_starts_a_server_that_dies_again(
-    embedded: None, repository: Path, pixels: Pixels
-) -> None:
+def test_the_script_starts_a_server_that_dies_again(embedded: None, lenet_repository: Path) -> None:
     """A request that ends Triton 24.10: JSON nested 200,000 deep."""
     nested = b"[" * 200_000 + b"]" * 200_000
-    with serve_script(repository) as process:
+    with serve_script(lenet_repository) as process:
         address = address_in(read_until(process, "Ready"))
         with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
-            connection.request("POST", "/v2/models/fashion_mnist/infer", nested)
+            connection.request("POST", "/v2/models/small/infer", nested)
             with pytest.raises((http.client.HTTPException, OSError)):
                 connection.getresponse()
         text = read_until(process, "Ready")
@@ -345,29 +384,29 @@ def test_the_script_starts_a_server_that_dies_again(
         )
         assert address_in(text) == address
         with Client(address) as client:
-            assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+            assert answers(client)
     Path(re.findall(r"its log is (\S+\.log)", line)[0]).unlink()
 
 
 def test_a_server_that_always_dies_is_given_up(
-    script: Script, repository: Path, embedded: None, monkeypatch: pytest.MonkeyPatch
+    script: Script, lenet_repository: Path, embedded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def started(*args: object, **options: object) -> Iterator[nin.triton.server.Server]:
+    def started(*args: object, **options: object) -> Iterator[nin.serve.server.Server]:
         raise ServerDiedError("tritonserver ended by itself: SIGSEGV")
         yield
 
-    monkeypatch.setattr(nin.triton.server, "serve", started)
-    ended = script(SERVE, "--repository", repository)
+    monkeypatch.setattr("nin.commands.serve.serve", started)
+    ended = script(SERVE, "--repository", lenet_repository)
     assert ended.code == 1
     assert ended.err.count("starting it again") == 4
     assert "5 times in 300 s: giving up" in ended.err
 
 
 def test_the_server_does_not_outlive_a_script_that_is_killed(
-    embedded: None, repository: Path
+    embedded: None, lenet_repository: Path
 ) -> None:
-    with serve_script(repository) as process:
+    with serve_script(lenet_repository) as process:
         read_until(process, "Ready")
         (server,) = children(process.pid)
         process.kill()
@@ -377,18 +416,18 @@ def test_the_server_does_not_outlive_a_script_that_is_killed(
             time.sleep(0.05)
 
 
-def test_it_stops_when_the_block_raises(embedded: None, repository: Path) -> None:
-    with pytest.raises(ZeroDivisionError), serve(repository, ports=FREE) as server:
+def test_it_stops_when_the_block_raises(embedded: None, lenet_repository: Path) -> None:
+    with pytest.raises(ZeroDivisionError), serve(lenet_repository, ports=FREE) as server:
         raise ZeroDivisionError
     assert server.process.poll() is not None
 
 
-def test_servers_share_a_machine(embedded: None, repository: Path, pixels: Pixels) -> None:
-    with serve(repository, ports=FREE) as one, serve(repository, ports=FREE) as two:
+def test_servers_share_a_machine(embedded: None, lenet_repository: Path) -> None:
+    with serve(lenet_repository, ports=FREE) as one, serve(lenet_repository, ports=FREE) as two:
         assert one.http != two.http
         for server in (one, two):
             with Client(server.http) as client:
-                assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+                assert answers(client)
 
 
 def test_docker_prints_the_command(script: Script) -> None:
@@ -400,7 +439,7 @@ def test_docker_prints_the_command(script: Script) -> None:
 
 def test_docker_quotes_the_path(tmp_path: Path) -> None:
     folder = tmp_path / 'My $(models), "1"'
-    words = shlex.split(nin.triton.server.docker_command(folder, PORTS).replace("\\\n", " "))
+    words = shlex.split(nin.serve.server.docker_command(folder, PORTS).replace("\\\n", " "))
     (mount,) = csv.reader([words[words.index("--mount") + 1]])
     assert mount == ["type=bind", f"src={folder}", "dst=/models", "readonly"]
 
@@ -409,7 +448,7 @@ def test_docker_quotes_the_path(tmp_path: Path) -> None:
 
 
 def test_a_repository_may_have_any_path_and_anything_beside_its_models(
-    own: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+    own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the folder of temporary files any path too."""
     name = 'My Models $(touch INJECTED); it\'s 桌面 & "more"'
@@ -420,39 +459,39 @@ def test_a_repository_may_have_any_path_and_anything_beside_its_models(
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with serve(repository, ports=FREE) as server, Client(server.http) as client:
-        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+        assert answers(client)
     assert not list(own.parent.rglob("INJECTED"))
     assert not Path("INJECTED").exists()
 
 
-def test_a_path_that_is_no_text(own: Path, pixels: Pixels) -> None:
+def test_a_path_that_is_no_text(own: Path) -> None:
     repository = own.rename(own.with_name("latin\udce9"))
     with serve(repository, ports=FREE) as server, Client(server.http) as client:
-        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+        assert answers(client)
 
 
-def test_without_model_control_neighbours_do_no_harm_either(own: Path, pixels: Pixels) -> None:
+def test_without_model_control_neighbours_do_no_harm_either(own: Path) -> None:
     for neighbour in NEIGHBOURS:
         (own / neighbour).mkdir()
     with serve(own, ports=FREE, control_mode="none") as server, Client(server.http) as client:
-        assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+        assert answers(client)
 
 
-def test_ipv6(embedded: None, repository: Path, pixels: Pixels) -> None:
-    with serve(repository, ports=FREE, host="::1") as server:
+def test_ipv6(embedded: None, lenet_repository: Path) -> None:
+    with serve(lenet_repository, ports=FREE, host="::1") as server:
         assert server.http.startswith("[::1]:")
         for protocol in URLS:
             with Client(getattr(server, protocol), protocol=protocol) as client:
-                assert client.classify(pixels[:1])[0][0].label == "Ankle boot"
+                assert answers(client)
 
 
 def test_a_proxy_is_not_asked_for_our_own_server(
-    embedded: None, repository: Path, monkeypatch: pytest.MonkeyPatch
+    embedded: None, lenet_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
-        with serve(repository, ports=FREE):
+        with serve(lenet_repository, ports=FREE):
             proxy.settimeout(0)
             with pytest.raises(BlockingIOError):
                 proxy.accept()
@@ -469,49 +508,51 @@ def test_another_server_s_answer_is_no_readiness() -> None:
 
     with http.server.HTTPServer(("127.0.0.1", 0), Fine) as server:
         threading.Thread(target=server.serve_forever).start()
-        assert not nin.triton.server._is_ready(f"http://127.0.0.1:{server.server_port}/v2")
+        assert not nin.serve.server._is_ready(f"http://127.0.0.1:{server.server_port}/v2")
         server.shutdown()
 
 
-def test_a_web_page_can_not_load_code(embedded: None, repository: Path) -> None:
+def test_a_web_page_can_not_load_code(embedded: None, lenet_repository: Path) -> None:
     """It can send a POST to another origin, but no header of its own."""
-    with serve(repository, ports=FREE) as server, Client(server.http) as client:
-        client.load("fashion_mnist")
-        for path in ("repository/models/fashion_mnist/load", "repository/index", "logging"):
+    with serve(lenet_repository, ports=FREE) as server, Client(server.http) as client:
+        client.load("small")
+        for path in ("repository/models/small/load", "repository/index", "logging"):
             with contextlib.closing(http.client.HTTPConnection(server.http)) as connection:
                 connection.request("POST", f"/v2/{path}", b"{}", {"Content-Type": "text/plain"})
                 assert connection.getresponse().status == 403
         with Client(server.grpc, protocol="grpc") as grpc:
-            grpc.load("fashion_mnist")
+            grpc.load("small")
 
 
 def test_listening_beyond_this_machine_is_said(
-    script: Script, embedded: None, repository: Path, monkeypatch: pytest.MonkeyPatch
+    script: Script, embedded: None, lenet_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nin.triton.server, "serve", stop)
+    monkeypatch.setattr("nin.commands.serve.serve", stop)
     said_of = {"::": True, "192.0.2.1": True, "127.0.0.1": False, "::1": False, "localhost": False}
     for host, said in said_of.items():
-        ended = script(SERVE, "--repository", repository, "--host", host)
+        ended = script(SERVE, "--repository", lenet_repository, "--host", host)
         assert (f"note: {host} can be reached from other machines" in ended.err) is said
 
 
 # --- refusals ---
 
 
-def test_too_few_open_files(embedded: None, repository: Path) -> None:
-    command = f"ulimit -n 64; exec {sys.executable} {SERVE} --repository {repository}"
+def test_too_few_open_files(embedded: None, lenet_repository: Path) -> None:
+    command = f"ulimit -n 64; exec {sys.executable} {SERVE} --repository {lenet_repository}"
     ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "at most 64 files may be open here" in ended.stderr
 
 
-def test_a_port_in_use(script: Script, embedded: None, repository: Path) -> None:
+def test_a_port_in_use(script: Script, embedded: None, lenet_repository: Path) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
-        ended = script(SERVE, "--repository", repository, "--grpc-port", port, "--http-port", 0)
+        ended = script(
+            SERVE, "--repository", lenet_repository, "--grpc-port", port, "--http-port", 0
+        )
     assert ended.code == 2
     assert f"can't listen on 127.0.0.1:{port}" in ended.err
     assert "choose another --grpc-port" in ended.err
@@ -524,14 +565,13 @@ def test_a_port_in_use(script: Script, embedded: None, repository: Path) -> None
         (("--host", "203.0.113.7"), "can't listen on 203.0.113.7:8000"),
         (("--host", ""), "no address to listen on"),
         (("--host", "é" * 80), "can't listen on"),
-        (("--threads", "0"), "0 is not a whole number from 1 on"),
         (("--model-control-mode", "magic"), "invalid choice: 'magic'"),
     ],
 )
 def test_mistakes(
-    script: Script, embedded: None, repository: Path, options: tuple[str, ...], message: str
+    script: Script, embedded: None, lenet_repository: Path, options: tuple[str, ...], message: str
 ) -> None:
-    ended = script(SERVE, "--repository", repository, *options)
+    ended = script(SERVE, "--repository", lenet_repository, *options)
     assert ended.code == 2
     assert message in ended.err
 
@@ -540,27 +580,27 @@ def test_nothing_published(script: Script, embedded: None, tmp_path: Path, own: 
     ended = script(SERVE, "--repository", tmp_path / "nowhere")
     assert ended.code == 2
     assert "no model repository at" in ended.err
-    shutil.rmtree(own / "nin_onnx" / "1")
+    shutil.rmtree(own / "lenet_onnx" / "1")
     ended = script(SERVE, "--repository", own)
     assert ended.code == 2
-    assert "no published version of nin_onnx" in ended.err
+    assert "no published version of lenet_onnx" in ended.err
     assert "make publish" in ended.err
 
 
 def test_a_model_that_does_not_load_is_named_with_its_reason(script: Script, own: Path) -> None:
-    (own / "nin_torchscript" / "1" / "model.pt").write_bytes(b"no archive")
+    (own / "lenet_torchscript" / "1" / "model.pt").write_bytes(b"no archive")
     ended = script(SERVE, "--repository", own, *(f"--{name}-port=0" for name in PORTS))
     assert ended.code == 1
-    assert "nin_torchscript version 1:" in ended.err
-    assert "failed to load model 'nin_torchscript'" in ended.err
+    assert "lenet_torchscript version 1:" in ended.err
+    assert "failed to load model 'lenet_torchscript'" in ended.err
     assert len(ended.err.splitlines()) <= 3
 
 
 def test_a_config_that_can_not_be_parsed_is_named(script: Script, own: Path) -> None:
-    (own / "fashion_mnist" / "config.pbtxt").write_text("max_batch_size: many")
+    (own / "small" / "config.pbtxt").write_text("max_batch_size: many")
     ended = script(SERVE, "--repository", own, *(f"--{name}-port=0" for name in PORTS))
     assert ended.code == 1
-    assert "fashion_mnist" in ended.err
+    assert "small" in ended.err
     assert len(ended.err.splitlines()) <= 4
 
 
@@ -576,12 +616,12 @@ def test_no_backend(embedded: None, tmp_path: Path) -> None:
 
 def test_bootstrap_installs_what_the_server_names() -> None:
     bootstrap = (ROOT / "scripts" / "bootstrap.sh").read_text()
-    assert nin.triton.server.WHEEL in bootstrap
+    assert nin.serve.server.WHEEL in bootstrap
 
 
-def test_health_is_asked_of_the_real_endpoints(embedded: None, repository: Path) -> None:
+def test_health_is_asked_of_the_real_endpoints(embedded: None, lenet_repository: Path) -> None:
     """The paths that deploy/ probes."""
-    with serve(repository, ports=FREE) as server:
+    with serve(lenet_repository, ports=FREE) as server:
         for path in ("/v2/health/ready", "/v2/health/live"):
             with contextlib.closing(http.client.HTTPConnection(server.http)) as connection:
                 connection.request("GET", path)

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -24,15 +25,18 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from nin.client import URLS, Client, Protocol
-from nin.contract import DECODE_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MODELS, NIN, Model
+from nin.contract import Model, load_contract
 from nin.errors import ServerError
+from nin.gate.parity import check_concurrency
+from nin.gate.reference import Reference
+from nin.gate.runtimes.triton import TritonRuntime
 from nin.images import encode_png, encoded
-from nin.parity import check_concurrency
-from nin.reference import Reference
-from nin.runtimes.triton import TritonRuntime
-from nin.triton.server import Server
+from nin.paths import NIN
+from nin.serve.server import Server
 
 Pixels = NDArray[np.uint8]
+CONTRACT = load_contract(NIN)
+CLASSIFIER, ENSEMBLE, DECODER = CONTRACT.name, CONTRACT.ensemble.name, CONTRACT.decoder.name
 protocols = pytest.mark.parametrize("protocol", list(URLS))
 
 
@@ -52,8 +56,8 @@ def unharmed(server: Server, pixels: Pixels, reference: Reference) -> Iterator[N
     yield
     with connect(server, "http") as client:
         for model, batch in (
-            (FASHION_MNIST.name, {"pixels": pixels[:2]}),
-            (FASHION_MNIST_IMAGE.name, {"encoded_image": png(*pixels[:2])}),
+            (CLASSIFIER, {"pixels": pixels[:2]}),
+            (ENSEMBLE, {"encoded_image": png(*pixels[:2])}),
         ):
             assert_right(client.infer(model, batch)["logits"], reference, [0, 1])
     for path in ("ready", "live"):
@@ -88,23 +92,24 @@ def png(*images: Pixels) -> NDArray[Any]:
 
 def test_the_gate_asks_the_server_for_contract_and_labels(server: Server) -> None:
     """A runtime of another model's graph is refused by what the server says of itself."""
-    nin_onnx, *_ = MODELS
-    wrong = Model(nin_onnx.name, FASHION_MNIST, nin_onnx.backend)
+    nin_onnx, *_ = CONTRACT.models
+    wrong = Model(nin_onnx.name, CONTRACT.classifier_graph, nin_onnx.backend)
     with pytest.raises(ServerError, match="unexpected inference output 'probabilities'"):
         TritonRuntime(server.http, wrong, None, protocol="http")
     found = TritonRuntime(server.http, nin_onnx, None, protocol="http")
-    assert found.contract == NIN.describe()
+    assert found.contract == CONTRACT.network_graph.signature()
     assert found.labels[0] == "T-shirt/top"
 
 
 def test_requests_at_the_same_time_share_batches_and_get_their_own_answers(
     server: Server, reference: Reference, client: Client
 ) -> None:
-    before = client.statistics(FASHION_MNIST.name)
-    model = next(m for m in MODELS if m.name == FASHION_MNIST.name)
+    questions: Any = SimpleNamespace(reference=reference, batch=lambda _, i: reference.pixels[i])
+    before = client.statistics(CLASSIFIER)
+    model = next(m for m in CONTRACT.models if m.name == CLASSIFIER)
     runtime = TritonRuntime(server.grpc, model, None, protocol="grpc")
-    assert list(check_concurrency(runtime, model.graph, reference)) == []
-    after = client.statistics(FASHION_MNIST.name)
+    assert list(check_concurrency(runtime, model.graph, questions)) == []
+    after = client.statistics(CLASSIFIER)
     executions = after["execution_count"] - before["execution_count"]
     requests = after["inference_stats"]["success"]["count"]
     requests -= before["inference_stats"]["success"]["count"]
@@ -114,21 +119,21 @@ def test_requests_at_the_same_time_share_batches_and_get_their_own_answers(
 def test_a_batch_of_files_is_decoded_and_classified_like_its_pixels(
     client: Client, pixels: Pixels
 ) -> None:
-    files = client.infer(FASHION_MNIST_IMAGE.name, {"encoded_image": png(*pixels[:7])})
-    direct = client.infer(FASHION_MNIST.name, {"pixels": pixels[:7]})
+    files = client.infer(ENSEMBLE, {"encoded_image": png(*pixels[:7])})
+    direct = client.infer(CLASSIFIER, {"pixels": pixels[:7]})
     np.testing.assert_allclose(files["logits"], direct["logits"], rtol=0, atol=1e-5)
-    decoded = client.infer(DECODE_IMAGE.name, {"encoded_image": png(*pixels[:7])})["pixels"]
+    decoded = client.infer(DECODER, {"encoded_image": png(*pixels[:7])})["pixels"]
     np.testing.assert_array_equal(decoded, pixels[:7])
 
 
-# --- conversions of images, as model_repository/decode_image/1/model.py documents them ---
+# --- conversions of images, as nin.decoder documents them ---
 
 
 def decode(client: Client, image: Image.Image, kind: str = "PNG", **options: Any) -> Pixels:
     file = io.BytesIO()
     image.save(file, kind, **options)
     inputs = {"encoded_image": encoded([file.getvalue()])}
-    found: Pixels = client.infer(DECODE_IMAGE.name, inputs)["pixels"][0]
+    found: Pixels = client.infer(DECODER, inputs)["pixels"][0]
     return found
 
 
@@ -216,7 +221,7 @@ def gif() -> bytes:
 
 
 @protocols
-@pytest.mark.parametrize("model", [DECODE_IMAGE.name, FASHION_MNIST_IMAGE.name])
+@pytest.mark.parametrize("served", [DECODER, ENSEMBLE])
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -230,10 +235,10 @@ def gif() -> bytes:
     ids=["text", "empty", "signature", "gif", "truncated", "bomb"],
 )
 def test_bytes_that_are_no_image_are_refused(
-    server: Server, protocol: Protocol, model: str, data: bytes, message: str
+    server: Server, protocol: Protocol, served: str, data: bytes, message: str
 ) -> None:
     with connect(server, protocol) as client, pytest.raises(ServerError, match=message) as raised:
-        client.infer(model, {"encoded_image": encoded([data])})
+        client.infer(served, {"encoded_image": encoded([data])})
     assert status_of(raised.value) in ("400", "StatusCode.INVALID_ARGUMENT")
 
 
@@ -258,7 +263,7 @@ def test_one_bad_file_fails_its_own_request_only(server: Server, pixels: Pixels)
 
 @protocols
 @pytest.mark.parametrize(
-    ("model", "name", "array", "version", "message"),
+    ("served", "name", "array", "version", "message"),
     [
         ("fashion_mnist", "pixel", np.zeros((1, 28, 28), np.uint8), "", "pixel"),
         ("fashion_mnist", "pixels", np.zeros((1, 28, 28), np.float32), "", "data-type|datatype"),
@@ -279,11 +284,11 @@ def test_one_bad_file_fails_its_own_request_only(server: Server, pixels: Pixels)
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused_with_the_reason(
-    server: Server, protocol: Protocol, model: str, name: str, array: NDArray[Any], version: str,
+    server: Server, protocol: Protocol, served: str, name: str, array: NDArray[Any], version: str,
     message: str,
 ) -> None:  # fmt: skip
     with connect(server, protocol) as client, pytest.raises(ServerError, match=message) as raised:
-        client.infer(model, {name: array}, version=version)
+        client.infer(served, {name: array}, version=version)
     unknown = "unknown model" in str(raised.value)
     expected = (
         ("404", "StatusCode.NOT_FOUND") if unknown else ("400", "StatusCode.INVALID_ARGUMENT")
@@ -292,7 +297,7 @@ def test_wrong_requests_are_refused_with_the_reason(
 
 
 def post(
-    server: Server, body: bytes, *, header: int | None = None, model: str = FASHION_MNIST.name
+    server: Server, body: bytes, *, header: int | None = None, model: str = CLASSIFIER
 ) -> tuple[int, str]:
     headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
     with closing(http.client.HTTPConnection(server.http, timeout=30)) as connection:
@@ -305,7 +310,7 @@ def binary(
     data: bytes, *, declared: int, shape: tuple[int, ...] = (1, 28, 28)
 ) -> tuple[bytes, int]:
     """A request with the binary tensor extension: its body and the length of its JSON part."""
-    tensor = {"name": "pixels", "shape": shape, "datatype": "UINT8"}
+    tensor: dict[str, object] = {"name": "pixels", "shape": shape, "datatype": "UINT8"}
     tensor["parameters"] = {"binary_data_size": declared}
     text = json.dumps({"inputs": [tensor]}).encode()
     return text + data, len(text)
@@ -355,18 +360,18 @@ def right_neighbours(server: Server, reference: Reference, model: str) -> Iterat
     assert len(answered) > 20
 
 
-@pytest.mark.parametrize("model", ["fashion_mnist", "fashion_mnist_torchscript"])
-def test_a_crafted_request_fails_alone(server: Server, reference: Reference, model: str) -> None:
+@pytest.mark.parametrize("served", ["fashion_mnist", "fashion_mnist_torchscript"])
+def test_a_crafted_request_fails_alone(server: Server, reference: Reference, served: str) -> None:
     """Shapes of which Triton's core lets some through, over every way in."""
-    with right_neighbours(server, reference, model):
+    with right_neighbours(server, reference, served):
         for shape in CRAFTED * 5:
             body, header = binary(bytes(784), declared=784, shape=shape)
-            status, error = post(server, body, header=header, model=model)
+            status, error = post(server, body, header=header, model=served)
             assert status == 400
             for reason in (
                 error,
-                by_grpc(server, model, shape),
-                by_shared_memory(server, model, shape),
+                by_grpc(server, served, shape),
+                by_shared_memory(server, served, shape),
             ):
                 assert "shape" in reason or "batch-size must be <= 64" in reason
 
@@ -430,15 +435,15 @@ def test_a_wrong_length_of_the_json_part_is_refused(server: Server) -> None:
         assert message in error
 
 
-@pytest.mark.parametrize("model", ["nin_onnx", "nin_torchscript"])
+@pytest.mark.parametrize("served", ["nin_onnx", "nin_torchscript"])
 def test_nan_pixels_give_nan_for_their_image_only(
-    client: Client, pixels: Pixels, model: str
+    client: Client, pixels: Pixels, served: str
 ) -> None:
     """As in the network itself: a NaN anywhere reaches every logit through the average."""
     images = np.repeat(pixels[:3, None].astype(np.float32) / 255, 8, 2).repeat(8, 3)
-    clean = client.infer(model, {"image": images})["logits"]
+    clean = client.infer(served, {"image": images})["logits"]
     images[1, 0, 100, 100] = np.nan
-    logits = client.infer(model, {"image": images})["logits"]
+    logits = client.infer(served, {"image": images})["logits"]
     assert np.isnan(logits[1]).all()
     np.testing.assert_allclose(logits[[0, 2]], clean[[0, 2]], rtol=0, atol=1e-5)
 
@@ -490,6 +495,6 @@ def test_metrics_count_requests_and_queue_time(
 
 
 def test_every_model_says_that_it_is_ready(server: Server) -> None:
-    for model in MODELS:
+    for model in CONTRACT.models:
         assert get(server.http, f"/v2/models/{model.name}/ready")[0] == 200
         assert get(server.http, f"/v2/models/{model.name}/versions/2/ready")[0] == 400

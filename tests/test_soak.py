@@ -15,9 +15,9 @@ import pytest
 
 from nin.client import URLS, Client
 from nin.errors import InputError
+from nin.gate.reference import Reference
 from nin.images import encode_png, encoded
-from nin.reference import Reference
-from nin.triton.server import PORTS, Server, serve
+from nin.serve.server import PORTS, Server, serve
 
 CLIENTS = 8
 MODELS = ("fashion_mnist", "fashion_mnist_torchscript", "fashion_mnist_image")
@@ -45,7 +45,7 @@ def ask(
     random = np.random.default_rng(seed)
     files = [encode_png(image) for image in reference.pixels]
     protocol = list(URLS)[seed % 2]
-    with Client(getattr(server, protocol), protocol=protocol, retries=0) as client:  # type: ignore[arg-type]
+    with Client(getattr(server, protocol), protocol=protocol, retries=0) as client:
         while not stop.is_set():
             indices = random.integers(0, len(files), random.integers(1, 5))
             model = str(random.choice(MODELS))

@@ -15,8 +15,8 @@ import torch
 
 from nin.client import Client
 from nin.errors import ServerError
-from nin.torch_settings import ignore_deprecations
-from nin.triton.server import PORTS, Server, serve
+from nin.network.torch_settings import ignore_deprecations
+from nin.serve.server import PORTS, Server, serve
 
 Change = Callable[[str], str]
 
@@ -87,12 +87,12 @@ def accelerator(kind: str, name: str) -> Change:
          "configuration expects datatype TYPE_FP32 for input 'pixels', model provides TYPE_UINT8"),
         (swapped("TYPE_FP32", "TYPE_FP64"),
          "configuration expects datatype TYPE_FP64 for output 'logits', model provides TYPE_FP32"),
-        (swapped("dims: [ 28, 28 ]", "dims: [ 28, 29 ]"),
+        (swapped("dims: [28, 28]", "dims: [28, 29]"),
          "tensor 'pixels': the model expects 3 dimensions (shape [-1, 28, 28]) but the model "
          "configuration specifies 3 dimensions (shape [-1, 28, 29])"),
-        (swapped("dims: [ 28, 28 ]", "dims: [ 784 ]"), "specifies 2 dimensions (shape [-1, 784])"),
-        (swapped("dims: [ 10 ]", "dims: [ -1 ]"), "'logits': the model expects 2 dimensions"),
-        (added('input [ { name: "mask" data_type: TYPE_UINT8 dims: [ 28, 28 ] } ]'),
+        (swapped("dims: [28, 28]", "dims: [784]"), "specifies 2 dimensions (shape [-1, 784])"),
+        (swapped("dims: [10]", "dims: [-1]"), "'logits': the model expects 2 dimensions"),
+        (added('input [ { name: "mask" data_type: TYPE_UINT8 dims: [28, 28] } ]'),
          "configuration expects 2 inputs, model provides 1"),
         (parameter("execution_mode", "2"), "execution_mode are 0 or 1 but got 2"),
         (parameter("inter_op_thread_count", "two"), "'two' to integral number"),
@@ -124,7 +124,7 @@ def test_onnxruntime_may_serve_some_outputs_in_any_order(
     """As the C++ backend: a config may leave outputs out. And unknown parameters are ignored."""
 
     def change(text: str) -> str:
-        return re.sub(r'  \{ name: "logits".*\n', "", text)
+        return re.sub(r'output \{ name: "logits".*\n', "", text)
 
     name = variant(own, "fashion_mnist", lambda t: parameter("INTRA_OP", "x")(change(t)))
     with Client(server.http) as client:
@@ -135,7 +135,7 @@ def test_onnxruntime_may_serve_some_outputs_in_any_order(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (added('input [ { name: "mask" data_type: TYPE_UINT8 dims: [ 28, 28 ] } ]'),
+        (added('input [ { name: "mask" data_type: TYPE_UINT8 dims: [28, 28] } ]'),
          "configuration expects 2 inputs, model provides 1"),
         (swapped("TYPE_FP32", "TYPE_FP64"), None),
         (swapped("TYPE_FP32", "TYPE_UINT16"),
@@ -171,7 +171,7 @@ def test_pytorch_refuses_at_load(
         (swapped("TYPE_FP32", "TYPE_FP64"),
          "configuration expects datatype TYPE_FP64 for output 'logits', model provides TYPE_FP32"),
         (output("third"), "The output third in the model configuration refers to an output index"),
-        (swapped("dims: [ 28, 28 ]", "dims: [ 5, 28, 28 ]"), "PyTorch execute failure"),
+        (swapped("dims: [28, 28]", "dims: [5, 28, 28]"), "PyTorch execute failure"),
     ],
     ids=["output dtype", "outputs", "shape"],
 )  # fmt: skip
@@ -231,7 +231,7 @@ def odd_model(own: Path, form: str) -> str:
         module.save(folder / "1" / "model.pt")
     (folder / "config.pbtxt").write_text(
         f'name: "{folder.name}" backend: "pytorch" max_batch_size: 4\n'
-        'input [ { name: "pixels" data_type: TYPE_FP32 dims: [ 28, 28 ] } ]\n'
+        'input [ { name: "pixels" data_type: TYPE_FP32 dims: [28, 28] } ]\n'
         'output [ { name: "rows" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
     )
     return folder.name
@@ -314,7 +314,7 @@ def test_pytorch_naming_conventions(
     (folder / "config.pbtxt").write_text(
         f'name: "{folder.name}" backend: "pytorch" max_batch_size: 4\n{tensors}'
     )
-    first, second = np.float32([[5, 7]]), np.float32([[1, 2]])
+    first, second = np.array([[5, 7]], np.float32), np.array([[1, 2]], np.float32)
     minuend, subtrahend = (second, first) if swaps_inputs else (first, second)
     if inputs[0] == "subtrahend":
         minuend, subtrahend = second, first
@@ -336,8 +336,8 @@ def test_without_batching_each_request_runs_alone(
 
     def change(text: str) -> str:
         text = text.replace("max_batch_size: 64", "max_batch_size: 0")
-        text = text.replace("dims: [ 28, 28 ]", "dims: [ -1, 28, 28 ]")
-        text = text.replace("dims: [ 10 ]", "dims: [ -1, 10 ]")
+        text = text.replace("dims: [28, 28]", "dims: [-1, 28, 28]")
+        text = text.replace("dims: [10]", "dims: [-1, 10]")
         return re.sub(r"dynamic_batching \{.*?\n\}\n", "", text, flags=re.DOTALL)
 
     name = variant(own, "fashion_mnist", change)

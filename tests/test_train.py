@@ -11,19 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, interpolate
 
-import nin.data
-from nin.artifact import locked
-from nin.checkpoint import load_checkpoint, save_checkpoint
-from nin.model import NiN
-from nin.paths import ROOT, WEIGHTS
+import nin.training.data
+from nin.files import locked
+from nin.network.weights import load_weights, save_weights
+from nin.paths import NIN as FOLDER
+from nin.paths import ROOT
 from nin.training.batch_norm import add_to
 from nin.training.batches import split
+from nin.training.network import NiN
 from nin.training.recipes import RECIPES
 from tests.conftest import Script
 from tests.train_small import load_test_images, without_batch_norm
+
+WEIGHTS = FOLDER / "weights.safetensors"
 
 # two steps an epoch
 SMALL = ("--limit", 16, "--batch-size", 8, "--epochs", 2, "--precision", "float32")
@@ -34,7 +38,7 @@ TORCHRUN += PROGRAM[1:]
 
 @pytest.fixture(autouse=True)
 def training_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nin.data, "load", load_test_images)
+    monkeypatch.setattr(nin.training.data, "load", load_test_images)
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def shipped() -> NiN:
     network = NiN()
-    network.load_state_dict(load_file(WEIGHTS))
+    load_weights(network, WEIGHTS)
     return network.eval()
 
 
@@ -60,7 +64,7 @@ def shipped() -> NiN:
 def fitted(tmp_path: Path, float64: None) -> Path:
     """The shipped weights in float64, as if they had never seen the held-out images."""
     path = tmp_path / "fitted.safetensors"
-    save_checkpoint(path, shipped(), recipe="", metrics={})
+    save_weights(path, shipped(), recipe="", metrics={})
     return path
 
 
@@ -77,6 +81,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "nin.safetensors")
+
+
+def about_weights(folder: Path) -> dict[str, Any]:
+    """The recipe and the metrics that the weights carry."""
+    with safe_open(folder / "nin.safetensors", framework="pt") as file:
+        return {name: json.loads(text) for name, text in file.metadata().items()}
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -98,12 +108,11 @@ def test_ends_with_the_lines_of_the_book_and_all_files(straight: Path) -> None:
     assert re.search(closing, out, re.M)
     assert re.search(r"^\d+\.\d examples/sec on .+ threads$", out, re.M)
     assert (straight / "curves.png").read_bytes().startswith(b"\x89PNG")
-    checkpoint = load_checkpoint(straight / "nin.safetensors")
     about = json.loads((straight / "nin.json").read_text())
-    assert about == {"recipe": json.loads(checkpoint.recipe), "metrics": checkpoint.metrics}
+    assert about == about_weights(straight)
     assert about["recipe"]["optimizer"] == "muon"
-    assert checkpoint.metrics["train_images"] == 16
-    assert 0 <= checkpoint.metrics["test_accuracy"] <= 1
+    assert about["metrics"]["train_images"] == 16
+    assert 0 <= about["metrics"]["test_accuracy"] <= 1
     first, second = log_of(straight)
     assert (first["epoch"], second["epoch"], second["step"]) == (1, 2, 4)
     assert (first["crop"], second["crop"]) == (20, 28)
@@ -181,17 +190,16 @@ def test_the_saved_weights_answer_as_the_trained_network(straight: Path) -> None
     found = torch.load(straight / "checkpoint.pt", weights_only=True)
     trained.load_state_dict(found["network"])
     image = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    saved = NiN()
+    assert load_weights(saved, straight / "nin.safetensors") == []
     with torch.no_grad():
-        saved = load_checkpoint(straight / "nin.safetensors").network(image)
-        torch.testing.assert_close(saved, trained.eval()(image), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(saved.eval()(image), trained.eval()(image), rtol=1e-3, atol=1e-4)
 
 
 def test_trains_in_bfloat16(script: Script, tmp_path: Path) -> None:
     options = ("--limit", 4, "--batch-size", 2, "--epochs", 1, "--precision", "bfloat16")
     assert script("train/train.py", *options, "--output", tmp_path).code == 0
-    assert json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)["precision"] == (
-        "bfloat16"
-    )
+    assert about_weights(tmp_path)["recipe"]["precision"] == "bfloat16"
 
 
 def test_two_processes_normalise_over_their_common_batch(
@@ -264,7 +272,7 @@ def test_starts_from_given_weights(script: Script, tmp_path: Path) -> None:
     assert ended.code == 0
     (entry,) = log_of(tmp_path)
     assert entry["train_accuracy"] > 0.8
-    assert json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)["batch_norm"]
+    assert about_weights(tmp_path)["recipe"]["batch_norm"]
     assert "validation_loss" not in entry  # nothing was held out
 
 
@@ -272,7 +280,7 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path, fitted
     small = ("--limit", 8, "--batch-size", 8, "--epochs", 1, "--precision", "float32")
     options = ("--recipe", "book", *small, "--dropout", 0, "--init", fitted)
     assert script("train/train.py", *options, "--output", tmp_path).code == 0
-    recipe = json.loads(load_checkpoint(tmp_path / "nin.safetensors").recipe)
+    recipe = about_weights(tmp_path)["recipe"]
     expected = {"optimizer": "sgd", "lr": 0.1, "initialisation": "xavier", "shift": 0, "flip": 0}
     assert recipe.items() >= expected.items()
     network = shipped()
@@ -283,7 +291,8 @@ def test_the_book_trains_as_the_book_does(script: Script, tmp_path: Path, fitted
     cross_entropy(network(image), labels.long()).backward()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter -= 0.1 * parameter.grad
+            assert parameter.grad is not None
+            parameter.sub_(0.1 * parameter.grad)
     for name, tensor in weights(tmp_path).items():
         other = network.state_dict()[name]
         assert (tensor - other).norm() < 1e-5 * (other - before[name]).norm()
@@ -311,9 +320,9 @@ def test_trains_and_resumes_on_a_gpu(script: Script, tmp_path: Path) -> None:
         (("--device", "meta"), "can't train on meta: expected `cpu` or `cuda`"),
         (("--batch-size", 29), "a batch of 29 is larger than the 28 images to train on"),
         (("--init", "no.safetensors"), "no weights file at no.safetensors"),
-        (("--init", WEIGHTS), "nin.safetensors was trained on the held-out images too"),
+        (("--init", WEIGHTS), "weights.safetensors was trained on the held-out images too"),
         (("--resume",), "to resume from; start without --resume"),
-        (("--resume", "--force"), "--resume goes on with a run, --force replaces it"),
+        (("--resume", "--force"), "argument --force: not allowed with argument --resume"),
         (("--seed", 2**32), "4294967296 is not below 4294967296"),
         (("--lr", "-1"), "-1 is not a number above 0"),
         (("--lr", "nan"), "nan is not a number above 0"),

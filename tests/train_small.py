@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-import nin.data
+import nin.training.data
 import nin.training.trainer
 from nin.paths import ROOT
 from nin.training.recipes import BEST, RECIPES, Recipe
 
-_load = nin.data.load
+_load = nin.training.data.load
 
 
 def load_test_images(_: str, data_dir: Path | None = None) -> Any:
@@ -29,7 +29,7 @@ def without_batch_norm() -> Recipe:
 
 
 if __name__ == "__main__":
-    nin.data.load = load_test_images
+    nin.training.data.load = load_test_images  # type: ignore[assignment]
     if "WITHOUT_BATCH_NORM" in os.environ:
         RECIPES["best"] = without_batch_norm()
     if "FLOAT64" in os.environ:

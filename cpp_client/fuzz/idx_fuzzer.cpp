@@ -4,15 +4,15 @@
 #include <cstdint>
 #include <span>
 
+#include "idx.h"
 #include "nin/error.h"
-#include "nin/files.h"
 
 namespace {
 
 template <typename Read>
-void attempt(const Read& read, std::span<const std::uint8_t> file) {
+void attempt(const Read& read) {
   try {
-    static_cast<void>(read(file));
+    static_cast<void>(read());
   } catch (const nin::Error&) {  // what is wrong with a file must be said in no other way
   }
 }
@@ -20,9 +20,12 @@ void attempt(const Read& read, std::span<const std::uint8_t> file) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using nin::ElementType;
   const std::span file(data, size);
-  static_cast<void>(nin::is_idx(file));
-  attempt(nin::decode_idx_images, file);
-  attempt(nin::decode_idx_labels, file);
+  static_cast<void>(nin::tool::is_idx(file));
+  attempt([&] { return nin::tool::decode_idx(file, {"grey", ElementType::uint8, {28, 28}}); });
+  attempt([&] { return nin::tool::decode_idx(file, {"rgb", ElementType::uint8, {4, 5, 3}}); });
+  attempt([&] { return nin::tool::decode_idx(file, {"image", ElementType::float32, {1, 8, 8}}); });
+  attempt([&] { return nin::tool::decode_idx_labels(file); });
   return 0;
 }

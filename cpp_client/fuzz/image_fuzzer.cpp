@@ -10,8 +10,8 @@
 
 #include "bytes.h"
 #include "jpeg_file.h"
+#include "nin/decoding.h"
 #include "nin/error.h"
-#include "nin/files.h"
 #include "png_file.h"
 
 namespace {
@@ -48,11 +48,18 @@ bool is_small(nin::Bytes file) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using enum nin::Decoding::Mode;
+  using enum nin::Decoding::Resize;
+  using enum nin::Decoding::Filter;
   std::vector<std::uint8_t> file(data, data + size);
   if (is_png(file)) correct_checksums(file);
-  try {
-    if (is_small(file)) static_cast<void>(nin::decode_image(file));
-  } catch (const nin::Error&) {  // what is wrong with a file must be said in no other way
+  for (const nin::Decoding& decoding : {nin::Decoding{grey, pad, 28, 28, 0, bicubic},
+                                        nin::Decoding{rgb, crop, 24, 20, 22, bilinear},
+                                        nin::Decoding{rgb, stretch, 9, 40, 0, bicubic}}) {
+    try {
+      if (is_small(file)) static_cast<void>(nin::decode_image(file, decoding));
+    } catch (const nin::Error&) {  // what is wrong with a file must be said in no other way
+    }
   }
   return 0;
 }

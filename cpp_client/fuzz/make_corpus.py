@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nin.contract import GRAPHS, LABELS
+from nin.contract import Files, Graph, Tensor
+from nin.contract import Image as NetworkImage
 
 CORPUS = Path(__file__).parent / "corpus"
 SIDE = 12
@@ -34,8 +35,10 @@ def main() -> None:
 
 def idx() -> dict[str, bytes]:
     pixels = struct.pack(">4I", 0x803, 2, 28, 28) + bytes(i % 256 for i in range(2 * 784))
-    floats = struct.pack(">5I", 0xD04, 1, 1, 224, 224) + struct.pack(">f", 0.5) * 224**2
+    floats = struct.pack(">5I", 0xD04, 1, 1, 8, 8) + struct.pack(">f", 0.5) * 64
     labels = struct.pack(">2I", 0x801, 10) + bytes(range(10))
+    colours = struct.pack(">5I", 0x804, 1, 4, 5, 3) + bytes(range(60))
+    numbers = struct.pack(">4I", 0xC01, 2, 7, 999)
     half = len(pixels) // 2
     return {
         "pixels": pixels,
@@ -43,7 +46,9 @@ def idx() -> dict[str, bytes]:
         "pixels_in_two_members.gz": gzip.compress(pixels[:half], mtime=0)
         + gzip.compress(pixels[half:], mtime=0),
         "floats.gz": gzip.compress(floats, mtime=0),
+        "colours": colours,
         "labels": labels,
+        "numbers": numbers,
         "labels.gz": gzip.compress(labels, mtime=0),
         "no_images": struct.pack(">4I", 0x803, 0, 28, 28),
     }
@@ -98,18 +103,30 @@ def interlaced(samples: np.ndarray[Any, Any]) -> bytes:
 
 def metadata() -> dict[str, bytes]:
     """One image of zeros; the texts in the order of metadata_keys, with zero bytes between."""
-    files = {}
-    for graph in GRAPHS.values():
+    labels = ["left", "right"]
+    outputs = [Tensor(name, "float32", (len(labels),)) for name in ("logits", "probabilities")]
+    pixels = Tensor("pixels", "uint8", (4, 5, 3))
+    files = Files("rgb", "crop", 4, 5, 6, "bilinear")
+    image = NetworkImage(3, 4, 5, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    graphs = (
+        Graph("classifier", pixels, tuple(outputs), max_batch=64, files=files),
+        Graph(
+            "network", Tensor("image", "float32", (3, 4, 5)), tuple(outputs[:1]), 64, image=image
+        ),
+    )
+    files_by_name = {}
+    for graph in graphs:
         names = [tensor.name for tensor in graph.outputs]
+        zeros = base64.b64encode(bytes(8 * len(labels))).decode()
         golden = {
-            "pixels": base64.b64encode(bytes(784)).decode(),
-            "shape": [1, 28, 28],
-            "outputs": {name: [[0.1] * len(LABELS)] for name in names},
+            "inputs": base64.b64encode(bytes(60)).decode(),
+            "shape": [1, *graph.input.shape],
+            "outputs": dict.fromkeys(names, zeros),
             "budget": dict.fromkeys(names, 1e-5),
         }
-        texts = json.dumps(graph.describe()), json.dumps(LABELS), json.dumps(golden), "0" * 64
-        files[graph.name] = "\0".join(texts).encode()
-    return files
+        texts = json.dumps(graph.describe()), json.dumps(labels), json.dumps(golden), "0" * 64
+        files_by_name[graph.name] = "\0".join(texts).encode()
+    return files_by_name
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@
 
 #include "metadata.h"
 #include "outputs.h"
-#include "preprocess.h"
 #include "text.h"
 
 namespace nin {
@@ -88,6 +87,26 @@ void settle_threads() {
   }
 }
 
+/// Has LibTorch's OpenMP use one thread in this thread of ours alone. at::set_num_threads would
+/// change it for others too.
+class OneThread {
+ public:
+  OneThread() { set(1); }
+  ~OneThread() { set(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  /// Does nothing where LibTorch was built without OpenMP.
+  static void set(int count) {
+    static const auto function =
+        reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+    if (function != nullptr) function(count);
+  }
+
+  int before_ = at::get_num_threads();
+};
+
 torch::Device parse_device(const std::string& text) {
   const auto colon = text.find(':');
   const std::string kind = text.substr(0, colon);
@@ -146,13 +165,6 @@ void append(std::vector<float>& values, const torch::Tensor& output, int64_t cou
   values.insert(values.end(), data, data + host.numel());
 }
 
-void check_multiple(std::size_t size, std::size_t item, const char* what) {
-  if (size % item != 0) {
-    throw Error(std::to_string(size) + ' ' + what + " are no multiple of " + std::to_string(item) +
-                ", the size of an image");
-  }
-}
-
 }  // namespace
 
 struct Classifier::Impl {
@@ -182,18 +194,26 @@ struct Classifier::Impl {
     });
   }
 
-  /// `items` is (N, item): runs it in parts that are fast on this device.
+  /// Runs items in parts that are fast on this device, and no larger than the model takes.
   template <typename T>
-  [[nodiscard]] Outputs run(std::span<const T> items, std::size_t item, at::IntArrayRef shape,
-                            at::ScalarType type) const {
-    const std::size_t part = (device.is_cpu() ? cpu_batch : max_batch) * item;
+  [[nodiscard]] Outputs run_parts(std::span<const T> items) const {
+    const Input& input = metadata.info.input;
+    const std::size_t item = input.item_size();
+    const std::size_t most = metadata.info.max_batch;
+    const std::size_t part = (device.is_cpu() ? std::min(cpu_batch, most) : most) * item;
+    std::vector<int64_t> sizes{0};
+    sizes.insert(sizes.end(), input.shape.begin(), input.shape.end());
     Outputs outputs;
     for (std::size_t start = 0; start < items.size(); start += part) {
       const auto some = items.subspan(start, std::min(part, items.size() - start));
-      std::vector<int64_t> sizes{static_cast<int64_t>(some.size() / item)};
-      sizes.insert(sizes.end(), shape.begin(), shape.end());
+      sizes.front() = static_cast<int64_t>(some.size() / item);
       // from_blob wants a mutable pointer, and the model doesn't write to its input
-      forward(torch::from_blob(const_cast<T*>(some.data()), sizes, type), outputs);
+      forward(torch::from_blob(const_cast<T*>(some.data()), sizes,
+                               torch::CppTypeToScalarType<T>::value),
+              outputs);
+    }
+    if (input.type == ElementType::float32) {
+      outputs.probabilities = softmax(outputs.logits, metadata.info.labels.size());
     }
     return outputs;
   }
@@ -208,51 +228,42 @@ struct Classifier::Impl {
     // make the first calls slower (docs/bench-cpp.md).
     const torch::jit::GraphOptimizerEnabledGuard no_profiling(false);
     const torch::IValue result = module.get_method("forward")({batch.to(device)});
-    const std::size_t count = metadata.graph.outputs.size();
-    const std::size_t classes = metadata.labels.size();
+    const std::size_t count = metadata.outputs.size();
+    const std::size_t classes = metadata.info.labels.size();
     append(outputs.logits, find_output(result, 0, count), batch.size(0), classes);
     if (count > 1) {
       append(outputs.probabilities, find_output(result, 1, count), batch.size(0), classes);
     }
   }
 
-  [[nodiscard]] Outputs run_pixels(std::span<const std::uint8_t> pixels) const {
-    check_multiple(pixels.size(), image_pixels, "pixels");
-    if (metadata.graph.pixels) {
-      return run(pixels, image_pixels, {image_side, image_side}, torch::kUInt8);
-    }
-    Outputs outputs;  // in parts, so that the images of 200 KB each don't add up
-    for (std::size_t start = 0; start < pixels.size(); start += max_batch * image_pixels) {
-      const std::size_t size = std::min(max_batch * image_pixels, pixels.size() - start);
-      outputs.append(run_images(preprocess(pixels.subspan(start, size))));
-    }
+  template <typename T>
+  [[nodiscard]] Outputs run(std::span<const T> items, ElementType type) const {
+    check_input(metadata.info, type, items.size());
+    Outputs outputs = translate("can't run the model", [&] { return run_parts(items); });
+    check_finite(outputs, metadata.info.labels.size());
     return outputs;
   }
 
-  [[nodiscard]] Outputs run_images(std::span<const float> images) const {
-    if (metadata.graph.pixels) {
-      throw Error("the graph " + metadata.graph.name + " takes pixels, not images");
-    }
-    check_multiple(images.size(), network_pixels, "floats");
-    Outputs outputs = run(images, network_pixels, {1, network_side, network_side}, torch::kFloat32);
-    outputs.probabilities = softmax(outputs.logits, metadata.labels.size());
-    return outputs;
-  }
-
-  template <typename Run>
-  [[nodiscard]] Outputs checked(Run run) const {
-    Outputs outputs = translate("can't run the model", run);
-    check_finite(outputs, metadata.labels.size());
-    return outputs;
-  }
-
-  /// Together, and each alone: what is right in a batch may be wrong for a single image.
   void replay() const {
-    const std::span<const std::uint8_t> pixels(metadata.golden.pixels);
-    check_golden(run_pixels(pixels), "in a batch");
-    Outputs alone;
-    for (std::size_t start = 0; start < pixels.size(); start += image_pixels) {
-      alone.append(run_pixels(pixels.subspan(start, image_pixels)));
+    if (metadata.info.input.type == ElementType::uint8) {
+      replay(std::span<const std::uint8_t>(metadata.golden.inputs));
+    } else {
+      const std::vector<float> images = normalise(metadata);
+      replay(std::span<const float>(images));
+    }
+  }
+
+  /// Together, and each alone: what is right in a batch may be wrong for a single image. The first
+  /// alone as any call will be run, the others on one thread: on a busy machine, threads wait for
+  /// each other at every layer of so small a batch (measured: docs/cpp.md).
+  template <typename T>
+  void replay(std::span<const T> items) const {
+    check_golden(run_parts(items), "in a batch");
+    const std::size_t item = metadata.info.input.item_size();
+    Outputs alone = run_parts(items.first(item));
+    const OneThread guard;
+    for (std::size_t start = item; start < items.size(); start += item) {
+      alone.append(run_parts(items.subspan(start, item)));
     }
     check_golden(alone, "for single images");
   }
@@ -285,36 +296,16 @@ Classifier::~Classifier() = default;
 Classifier::Classifier(Classifier&&) noexcept = default;
 Classifier& Classifier::operator=(Classifier&&) noexcept = default;
 
-std::vector<Prediction> Classifier::classify(std::span<const std::uint8_t> pixels) const {
-  std::vector<Prediction> best;
-  for (auto& predictions : top(pixels, 1)) best.push_back(std::move(predictions.front()));
-  return best;
-}
-
-std::vector<std::vector<Prediction>> Classifier::top(std::span<const std::uint8_t> pixels,
-                                                     std::size_t k) const {
-  return top_predictions(run(pixels).probabilities, labels(), k);
-}
-
-std::vector<float> Classifier::logits(std::span<const std::uint8_t> pixels) const {
-  return run(pixels).logits;
-}
-
-std::vector<float> Classifier::logits(std::span<const float> images) const {
-  return run(images).logits;
-}
+const ModelInfo& Classifier::info() const { return impl_->metadata.info; }
+const std::string& Classifier::weights_sha256() const { return impl_->metadata.weights_sha256; }
 
 Outputs Classifier::run(std::span<const std::uint8_t> pixels) const {
-  return impl_->checked([&] { return impl_->run_pixels(pixels); });
+  return impl_->run(pixels, ElementType::uint8);
 }
 
 Outputs Classifier::run(std::span<const float> images) const {
-  return impl_->checked([&] { return impl_->run_images(images); });
+  return impl_->run(images, ElementType::float32);
 }
-
-const std::string& Classifier::graph() const { return impl_->metadata.graph.name; }
-const std::vector<std::string>& Classifier::labels() const { return impl_->metadata.labels; }
-const std::string& Classifier::weights_sha256() const { return impl_->metadata.weights_sha256; }
 
 void set_threads(int count) {
   if (count < 1 || count > 1024) {

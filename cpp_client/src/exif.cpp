@@ -64,20 +64,25 @@ int read_orientation(Bytes exif) {
   return 1;
 }
 
-GreyImage transpose(GreyImage image, int orientation) {
+Image transpose(Image image, int orientation) {
   if (orientation <= 1) return image;
   const bool swap = orientation >= 5;  // rows become columns
   const bool right_to_left = orientation == 2 || orientation == 3 || orientation >= 7;
   const bool bottom_up =
       orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
-  GreyImage upright{swap ? image.height : image.width, swap ? image.width : image.height, {}};
+  Image upright{
+      swap ? image.height : image.width, swap ? image.width : image.height, image.channels, {}};
   upright.pixels.reserve(image.pixels.size());
   for (std::size_t y = 0; y < upright.height; ++y) {
     for (std::size_t x = 0; x < upright.width; ++x) {
       const std::size_t column = swap ? y : x, row = swap ? x : y;
       const std::size_t from_x = right_to_left ? image.width - 1 - column : column;
       const std::size_t from_y = bottom_up ? image.height - 1 - row : row;
-      upright.pixels.push_back(image.pixels[from_y * image.width + from_x]);
+      const auto from =
+          image.pixels.begin() +
+          static_cast<std::ptrdiff_t>((from_y * image.width + from_x) * image.channels);
+      upright.pixels.insert(upright.pixels.end(), from,
+                            from + static_cast<std::ptrdiff_t>(image.channels));
     }
   }
   return upright;

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "bytes.h"
-#include "grey_image.h"
+#include "image.h"
 
 namespace nin {
 
@@ -11,6 +11,6 @@ namespace nin {
 [[nodiscard]] int read_orientation(Bytes exif);
 
 /// Turns or mirrors an image of this orientation upright.
-[[nodiscard]] GreyImage transpose(GreyImage image, int orientation);
+[[nodiscard]] Image transpose(Image image, int orientation);
 
 }  // namespace nin

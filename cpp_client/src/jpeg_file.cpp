@@ -79,13 +79,15 @@ std::uint32_t times(std::uint32_t a, std::uint32_t b) {
   return ((product >> 8) + product) >> 8;
 }
 
-/// Grey of one pixel's samples, of ink if there are four: inverted, as Adobe's are.
-std::uint8_t grey(Bytes pixel) {
-  if (pixel.size() == 1) return pixel[0];
-  if (pixel.size() == 3) return luma(pixel[0], pixel[1], pixel[2]);
+/// The colour of one pixel's samples, of ink if there are four: inverted, as Adobe's are.
+Colour colour_of(Bytes pixel) {
+  if (pixel.size() == 1) return {pixel[0], pixel[0], pixel[0]};
+  if (pixel.size() == 3) return {pixel[0], pixel[1], pixel[2]};
   const std::uint32_t white = pixel[3];
-  const auto light = [&](std::size_t ink) { return white - times(255U - pixel[ink], white); };
-  return luma(light(0), light(1), light(2));
+  const auto light = [&](std::size_t ink) {
+    return static_cast<std::uint8_t>(white - times(255U - pixel[ink], white));
+  };
+  return {light(0), light(1), light(2)};
 }
 
 int sample_format(int colour_space) {
@@ -97,19 +99,19 @@ int sample_format(int colour_space) {
 
 JpegHeader read_jpeg_header(Bytes file) { return Decompressor().read_header(file); }
 
-GreyImage decode_jpeg(Bytes file) {
+Image decode_jpeg(Bytes file, const Decoding& decoding) {
   Decompressor jpeg;
   const JpegHeader header = jpeg.read_header(file);
-  check_size(header.width, header.height);
+  const int orientation = read_orientation(find_exif(file));
+  check_size({header.width, header.height, orientation}, decoding);
   const int format = sample_format(header.colour_space);
   const auto step = static_cast<std::size_t>(tjPixelSize[format]);
   const std::vector<std::uint8_t> samples = jpeg.decode(file, header, format);
-  GreyImage image{header.width, header.height, {}};
-  image.pixels.reserve(header.width * header.height);
+  Image image = make_image(header.width, header.height, decoding.mode);
   for (std::size_t at = 0; at < samples.size(); at += step) {
-    image.pixels.push_back(grey(Bytes(samples).subspan(at, step)));
+    append(image, colour_of(Bytes(samples).subspan(at, step)));
   }
-  return transpose(std::move(image), read_orientation(find_exif(file)));
+  return transpose(std::move(image), orientation);
 }
 
 }  // namespace nin

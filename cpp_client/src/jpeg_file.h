@@ -3,7 +3,8 @@
 #include <string_view>
 
 #include "bytes.h"
-#include "grey_image.h"
+#include "image.h"
+#include "nin/decoding.h"
 
 namespace nin {
 
@@ -18,8 +19,8 @@ struct JpegHeader {
 /// Throws Error where the header of a file that begins with jpeg_magic isn't whole.
 [[nodiscard]] JpegHeader read_jpeg_header(Bytes file);
 
-/// Decodes a file that begins with jpeg_magic to what Pillow makes grey of it, turned upright.
-/// Throws Error where it isn't whole, or the image is too large.
-[[nodiscard]] GreyImage decode_jpeg(Bytes file);
+/// Decodes a file that begins with jpeg_magic to what Pillow makes grey or RGB of it, turned
+/// upright, in its own size. Throws Error where it isn't whole, or by check_size.
+[[nodiscard]] Image decode_jpeg(Bytes file, const Decoding& decoding);
 
 }  // namespace nin

@@ -150,9 +150,14 @@ class PngReader {
   unsigned depth_ = 0;
 };
 
-// --- grey ---
+// --- colours ---
 
-using Table = std::array<std::uint8_t, 256>;
+/// By the value of a single sample.
+using Table = std::array<Colour, 256>;
+
+constexpr Colour black{0, 0, 0};
+
+constexpr Colour grey(std::uint8_t sample) { return {sample, sample, sample}; }
 
 void check_transparency(unsigned colour, std::size_t size) {
   const std::size_t expected = colour == PNG_COLOR_TYPE_RGB ? 6 : 2;
@@ -162,34 +167,36 @@ void check_transparency(unsigned colour, std::size_t size) {
   }
 }
 
-/// Grey of each value of a single sample; of 16 bits the upper 8, whatever tRNS says, as Pillow.
+/// Of 16 bits the upper 8, whatever tRNS says, as Pillow.
 Table grey_table(unsigned depth, const std::optional<Bytes>& transparency) {
   Table table{};
   const unsigned largest = depth >= 8 ? 255 : (1U << depth) - 1;
-  for (unsigned i = 0; i <= largest; ++i) table[i] = static_cast<std::uint8_t>(i * 255 / largest);
+  for (unsigned i = 0; i <= largest; ++i) {
+    table[i] = grey(static_cast<std::uint8_t>(i * 255 / largest));
+  }
   if (!transparency || depth == 16) return table;
   // Pillow holds the key against the scaled values, except of 1 bit
   const std::uint32_t key = read_u16(*transparency, 0);
   const std::uint32_t value = depth == 1 ? (key != 0 ? 255 : 0) : key & 0xFF;
-  std::ranges::replace(table, static_cast<std::uint8_t>(value), std::uint8_t{0});
+  std::ranges::replace_if(table, [&](const Colour& c) { return c.red == value; }, black);
   return table;
 }
 
-/// Grey of each index; black beyond the palette's end.
+/// Black beyond the palette's end.
 Table palette_table(std::span<const png_color> palette, Bytes alphas) {
   Table table{};
   for (std::size_t i = 0; i < palette.size(); ++i) {
     const std::uint8_t alpha = i < alphas.size() ? alphas[i] : std::uint8_t{255};
     const auto shown = [alpha](std::uint8_t sample) { return over_black(sample, alpha); };
-    table[i] = luma(shown(palette[i].red), shown(palette[i].green), shown(palette[i].blue));
+    table[i] = {shown(palette[i].red), shown(palette[i].green), shown(palette[i].blue)};
   }
   return table;
 }
 
-/// Turns pixels into grey.
-class Shader {
+/// Tells the colours of pixels, over black.
+class Colours {
  public:
-  explicit Shader(const PngReader& png) {
+  explicit Colours(const PngReader& png) {
     const std::optional<Bytes> transparency = png.transparency();
     if (transparency) check_transparency(png.colour(), transparency->size());
     if (png.colour() == PNG_COLOR_TYPE_GRAY) table_ = grey_table(png.depth(), transparency);
@@ -201,18 +208,18 @@ class Shader {
     key_ = {(*transparency)[1], (*transparency)[3], (*transparency)[5]};
   }
 
-  /// Grey of one pixel's samples.
-  [[nodiscard]] std::uint8_t grey(Bytes pixel) const {
+  /// The colour of one pixel's samples.
+  [[nodiscard]] Colour of(Bytes pixel) const {
     if (pixel.size() == 1) return table_[pixel[0]];
-    if (pixel.size() == 2) return over_black(pixel[0], pixel[1]);
+    if (pixel.size() == 2) return grey(over_black(pixel[0], pixel[1]));
     if (pixel.size() == 3) {
       const bool transparent = key_ && std::ranges::equal(pixel, *key_);
-      return transparent ? std::uint8_t{0} : luma(pixel[0], pixel[1], pixel[2]);
+      return transparent ? black : Colour{pixel[0], pixel[1], pixel[2]};
     }
     const auto shown = [pixel](std::size_t channel) {
       return over_black(pixel[channel], pixel[3]);
     };
-    return luma(shown(0), shown(1), shown(2));
+    return {shown(0), shown(1), shown(2)};
   }
 
  private:
@@ -220,41 +227,42 @@ class Shader {
   std::optional<std::array<std::uint8_t, 3>> key_;
 };
 
-/// The first eXIf chunk, before or behind the samples; empty if there is none. The file is whole.
+/// The first eXIf chunk, before or behind the samples; empty if there is none.
 Bytes find_exif(Bytes file) {
   std::size_t at = png_magic.size();
-  while (!starts_with(file.subspan(at + 4), "IEND")) {
+  while (at + 12 <= file.size() && !starts_with(file.subspan(at + 4), "IEND")) {
     const std::size_t length = read_u32(file, at);
+    if (length > file.size() - at - 12) break;
     if (starts_with(file.subspan(at + 4), "eXIf")) return file.subspan(at + 8, length);
     at += 12 + length;
   }
   return {};
 }
 
-GreyImage read_image(PngReader& png) {
-  const Shader shader(png);
+Image read_image(PngReader& png, Decoding::Mode mode) {
+  const Colours colours(png);
   const std::vector<std::uint8_t> samples = png.read_samples();
-  GreyImage image{png.width(), png.height(), {}};
-  image.pixels.reserve(image.width * image.height);
+  Image image = make_image(png.width(), png.height(), mode);
   for (std::size_t at = 0; at < samples.size(); at += png.channels()) {
-    image.pixels.push_back(shader.grey(Bytes(samples).subspan(at, png.channels())));
+    append(image, colours.of(Bytes(samples).subspan(at, png.channels())));
   }
   return image;
 }
 
 }  // namespace
 
-GreyImage decode_png(Bytes file) {
+Image decode_png(Bytes file, const Decoding& decoding) {
   // by the size libpng would allocate rows; it would also read a file that hides it further on
   if (file.size() >= 16 && !starts_with(file.subspan(12), "IHDR")) {
     damaged("it doesn't begin with IHDR");
   }
   if (file.size() < 24) throw Error("the PNG file is truncated");
-  check_size(read_u32(file, 16), read_u32(file, 20));
+  const int orientation = read_orientation(find_exif(file));
+  check_size({read_u32(file, 16), read_u32(file, 20), orientation}, decoding);
   PngReader png(file);
-  GreyImage image = read_image(png);
+  Image image = read_image(png, decoding.mode);
   png.read_end();
-  return transpose(std::move(image), read_orientation(find_exif(file)));
+  return transpose(std::move(image), orientation);
 }
 
 }  // namespace nin

@@ -42,6 +42,21 @@ void check_finite(const Outputs& outputs, std::size_t classes) {
   check_finite(outputs.probabilities, classes, "probabilities");
 }
 
+std::vector<float> softmax(std::span<const float> logits, std::size_t classes) {
+  std::vector<float> probabilities;
+  probabilities.reserve(logits.size());
+  for (std::size_t start = 0; start < logits.size(); start += classes) {
+    const auto row = logits.subspan(start, classes);
+    const double largest = *std::max_element(row.begin(), row.end());
+    double sum = 0;
+    for (const float logit : row) sum += std::exp(logit - largest);
+    for (const float logit : row) {
+      probabilities.push_back(static_cast<float>(std::exp(logit - largest) / sum));
+    }
+  }
+  return probabilities;
+}
+
 void Outputs::append(const Outputs& more) {
   logits.insert(logits.end(), more.logits.begin(), more.logits.end());
   probabilities.insert(probabilities.end(), more.probabilities.begin(), more.probabilities.end());

@@ -1,15 +1,27 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
-#include "grey_image.h"
+#include "image.h"
+#include "nin/decoding.h"
 
 namespace nin {
 
-/// The pixels of an image fitted into 28x28, as PIL.ImageOps.pad does by bicubic resampling: the
-/// longer edge to 28, the shorter one in proportion, centred on black. 28x28 stays as it is.
-/// check_size has seen that the shorter edge doesn't vanish.
-[[nodiscard]] std::vector<std::uint8_t> fit(const GreyImage& image);
+struct Size {
+  std::size_t width;
+  std::size_t height;
+
+  bool operator==(const Size&) const = default;
+};
+
+/// The size that an upright image is resized to, before it is cropped or padded; of `pad`, an edge
+/// may be 0. `size` is at least 1x1 and has edges of at most max_edge.
+[[nodiscard]] Size resized_size(const Size& size, const Decoding& decoding);
+
+/// The pixels of an upright image in the decoding's size, as Pillow and torchvision make them.
+/// check_size has seen that it is neither too large nor vanishes.
+[[nodiscard]] std::vector<std::uint8_t> fit(Image image, const Decoding& decoding);
 
 }  // namespace nin

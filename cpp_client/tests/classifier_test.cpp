@@ -13,6 +13,8 @@
 #include <iterator>
 #include <thread>
 
+#include "idx.h"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -31,11 +33,29 @@ Bytes read(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-/// The first so many test images.
+/// The first so many test images, in the form that a model takes: pixels or float images.
 Bytes test_pixels(std::size_t count) {
-  auto found = nin::decode_idx_images(read(fs::path(NIN_DATA_DIR) / "t10k-images-idx3-ubyte.gz"));
-  found.pixels.resize(count * nin::image_pixels);
+  const nin::Input input{"pixels", nin::ElementType::uint8, {28, 28}};
+  auto found =
+      nin::tool::decode_idx(read(fs::path(NIN_DATA_DIR) / "t10k-images-idx3-ubyte.gz"), input);
+  found.pixels.resize(count * input.item_size());
   return found.pixels;
+}
+
+/// Each pixel eight times in both directions; how exactly they are enlarged doesn't matter here.
+std::vector<float> test_images(std::size_t count) {
+  constexpr std::size_t side = 28, scale = 8;
+  const Bytes pixels = test_pixels(count);
+  std::vector<float> images;
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t y = 0; y < side * scale; ++y) {
+      for (std::size_t x = 0; x < side * scale; ++x) {
+        const std::size_t at = (i * side + y / scale) * side + x / scale;
+        images.push_back(static_cast<float>(pixels[at]) / 255);
+      }
+    }
+  }
+  return images;
 }
 
 /// A file that is gone at the end of the test.
@@ -75,18 +95,28 @@ class BothGraphs : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Classifier, BothGraphs, testing::Values("nin", "fashion_mnist"),
                          [](const auto& graph) { return std::string(graph.param); });
 
+/// Calls `action` with the first test images as the model takes them.
+template <typename Action>
+auto with_images(const nin::Classifier& classifier, std::size_t count, const Action& action) {
+  const bool pixels = classifier.info().input.type == nin::ElementType::uint8;
+  if (pixels) return action(std::span<const std::uint8_t>(test_pixels(count)));
+  return action(std::span<const float>(test_images(count)));
+}
+
 TEST_P(BothGraphs, SaysWhatItIs) {
   const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
   EXPECT_EQ(classifier.graph(), GetParam());
   ASSERT_EQ(classifier.labels().size(), 10U);
   EXPECT_EQ(classifier.labels()[0], "T-shirt/top");
   EXPECT_EQ(classifier.labels()[9], "Ankle boot");
+  EXPECT_EQ(classifier.info().max_batch, 64U);
   EXPECT_EQ(classifier.weights_sha256().size(), 64U);
 }
 
 TEST_P(BothGraphs, KnowsTheFirstTestImages) {
   const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
-  const auto found = classifier.classify(test_pixels(10));
+  const auto found =
+      with_images(classifier, 10, [&](auto images) { return classifier.classify(images); });
   const std::vector<std::size_t> labels = {9, 2, 1, 1, 6, 1, 4, 6, 5, 7};
   ASSERT_EQ(found.size(), labels.size());
   for (std::size_t i = 0; i < labels.size(); ++i) {
@@ -99,36 +129,34 @@ TEST_P(BothGraphs, KnowsTheFirstTestImages) {
 
 TEST_P(BothGraphs, AnImageDoesNotDependOnItsBatch) {
   const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
-  const auto pixels = test_pixels(70);  // more than the largest part
-  const auto all = classifier.logits(pixels);
-  ASSERT_EQ(all.size(), 700U);
-  for (const std::size_t i : {0U, 15U, 16U, 63U, 64U, 69U}) {
-    const auto alone =
-        classifier.logits(std::span(pixels).subspan(i * nin::image_pixels, nin::image_pixels));
-    ASSERT_EQ(alone.size(), 10U);
-    for (std::size_t k = 0; k < 10; ++k) EXPECT_NEAR(all[i * 10 + k], alone[k], 3e-5);
-  }
+  constexpr std::size_t count = 70;  // more than the largest part
+  const std::size_t item = classifier.info().input.item_size();
+  with_images(classifier, count, [&](auto images) {
+    const auto all = classifier.logits(images);
+    ASSERT_EQ(all.size(), count * 10);
+    for (const std::size_t i : {0U, 15U, 16U, 63U, 64U, 69U}) {
+      const auto alone = classifier.logits(images.subspan(i * item, item));
+      ASSERT_EQ(alone.size(), 10U);
+      for (std::size_t k = 0; k < 10; ++k) EXPECT_NEAR(all[i * 10 + k], alone[k], 3e-5);
+    }
+  });
 }
 
 TEST_P(BothGraphs, NoImagesGiveNothing) {
   const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
-  EXPECT_TRUE(classifier.classify({}).empty());
-  EXPECT_TRUE(classifier.top({}, 3).empty());
-  EXPECT_TRUE(classifier.logits(std::span<const std::uint8_t>()).empty());
+  with_images(classifier, 0, [&](auto images) {
+    EXPECT_TRUE(classifier.classify(images).empty());
+    EXPECT_TRUE(classifier.top(images, 3).empty());
+    EXPECT_TRUE(classifier.logits(images).empty());
+  });
 }
 
-TEST(Classifier, BothGraphsAgree) {
-  const nin::Classifier network(artifact("nin.pt"));
+TEST(Classifier, SaysHowItDecodesFiles) {
   const nin::Classifier classifier(artifact("fashion_mnist.pt"));
-  const auto pixels = test_pixels(20);
-  const nin::Outputs one = network.run(pixels);
-  const nin::Outputs other = classifier.run(pixels);
-  ASSERT_EQ(one.logits.size(), other.logits.size());
-  ASSERT_EQ(one.probabilities.size(), other.probabilities.size());
-  for (std::size_t i = 0; i < one.logits.size(); ++i) {
-    EXPECT_NEAR(one.logits[i], other.logits[i], 5e-5);
-    EXPECT_NEAR(one.probabilities[i], other.probabilities[i], 1e-5);
-  }
+  ASSERT_TRUE(classifier.info().decoding);
+  EXPECT_EQ(classifier.info().decoding->height, 28U);
+  EXPECT_EQ(classifier.info().input.shape, (std::vector<std::size_t>{28, 28}));
+  EXPECT_FALSE(nin::Classifier(artifact("nin.pt")).info().decoding);
 }
 
 TEST(Classifier, TopIsOrderedAndSumsToOne) {
@@ -162,13 +190,16 @@ TEST(Classifier, RefusesInputOfAnotherSizeOrKind) {
   };
   expect_part(message([&] { (void)classifier.classify(Bytes(783)); }),
               "783 pixels are no multiple of 784");
-  expect_part(message([&] { (void)classifier.logits(std::vector<float>(nin::network_pixels)); }),
-              "the graph fashion_mnist takes pixels, not images");
+  expect_part(message([&] { (void)classifier.logits(std::vector<float>(784)); }),
+              "the model fashion_mnist takes pixels uint8 (N, 28, 28), not float images");
   expect_part(message([&] { (void)classifier.top(test_pixels(1), 11); }), "there are 10");
   expect_part(message([&] { (void)classifier.top(test_pixels(1), 0); }), "the 0 best classes");
   const nin::Classifier network(artifact("nin.pt"));
   expect_part(message([&] { (void)network.logits(std::vector<float>(50'000)); }),
               "50000 floats are no multiple of 50176");
+  expect_part(message([&] { (void)network.classify(test_pixels(1)); }),
+              "the model nin takes image float32 (N, 1, 224, 224), not pixels");
+  expect_part(message([&] { (void)network.decode({}); }), "takes float images, no image files");
   expect_part(message([] { nin::set_threads(0); }), "can't use 0 threads");
   expect_part(message([] { nin::set_threads(1'000'000); }), "can't use 1000000 threads");
 }
@@ -210,29 +241,30 @@ INSTANTIATE_TEST_SUITE_P(Classifier, Threads, testing::Values("nin", "fashion_mn
 TEST_P(Threads, ShareOneClassifier) {
   nin::set_threads(1);  // as many callers as cores need no threads inside
   const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"));
-  const auto pixels = test_pixels(8);
-  const auto expected = classifier.logits(pixels);
   std::vector<std::vector<float>> found(4);
-  std::vector<std::thread> threads;
-  for (auto& mine : found) {
-    threads.emplace_back([&] {
-      for (int call = 0; call < 5; ++call) mine = classifier.logits(pixels);
-    });
-  }
-  for (auto& thread : threads) thread.join();
+  const auto expected = with_images(classifier, 8, [&](auto images) {
+    std::vector<std::thread> threads;
+    for (auto& mine : found) {
+      threads.emplace_back([&] {
+        for (int call = 0; call < 5; ++call) mine = classifier.logits(images);
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    return classifier.logits(images);
+  });
   for (const auto& mine : found) EXPECT_EQ(mine, expected);
 }
 
 TEST_P(Threads, MayLoadAtTheSameTime) {
   nin::set_threads(1);
-  const auto pixels = test_pixels(1);
   std::vector<std::string> found(3);
   std::vector<std::thread> threads;
   for (auto& mine : found) {
     threads.emplace_back([&] {
       const nin::Classifier classifier(artifact(std::string(GetParam()) + ".pt"),
                                        {.replay = false});
-      mine = classifier.classify(pixels).front().label;
+      mine = with_images(classifier, 1,
+                         [&](auto images) { return classifier.classify(images).front().label; });
     });
   }
   for (auto& thread : threads) thread.join();

@@ -15,7 +15,7 @@ int main(int argc, char** argv) {
   int threads = 0;
   bool no_replay = false;
   nin::tool::add_options(app, options);
-  app.add_option("--model", model, "TorchScript export of either graph")
+  app.add_option("--model", model, "TorchScript export of any model")
       ->type_name("FILE")
       ->capture_default_str();
   app.add_option("--device", classifier.device, "cpu, cuda or cuda:N")
@@ -29,11 +29,8 @@ int main(int argc, char** argv) {
     nin::tool::classify_files(options, [&] {
       if (threads != 0) nin::set_threads(threads);
       classifier.replay = !no_replay;
-      const auto loaded = std::make_shared<nin::Classifier>(model, classifier);
-      return nin::tool::Backend{
-          model + " on " + classifier.device, loaded->labels(),
-          [loaded](std::span<const std::uint8_t> pixels) { return loaded->run(pixels); },
-          [loaded](std::span<const float> images) { return loaded->run(images); }};
+      return nin::tool::Backend{model + " on " + classifier.device,
+                                std::make_shared<nin::Classifier>(model, classifier)};
     });
   });
 }

@@ -1,10 +1,12 @@
 #include "output.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace nin::tool {
 namespace {
@@ -60,10 +62,60 @@ std::string escaped(std::string_view text, bool with_controls) {
 /// For data: bytes that aren't UTF-8 become \xNN.
 std::string as_utf8(std::string_view text) { return escaped(text, false); }
 
+/// The character's number; it is whole.
+char32_t code_point(std::string_view character) {
+  if (character.size() == 1) return static_cast<unsigned char>(character[0]);
+  char32_t code = static_cast<unsigned char>(character[0]) & (0x7FU >> character.size());
+  for (const char c : character.substr(1))
+    code = code << 6 | (static_cast<unsigned char>(c) & 0x3F);
+  return code;
+}
+
+/// How many columns of a terminal a character takes: none if it lies over the one before, two if it
+/// is wide, as Chinese is.
+std::size_t columns(char32_t code) {
+  using Range = std::pair<char32_t, char32_t>;
+  constexpr std::array<Range, 6> over = {{{0x0300, 0x036F},
+                                          {0x0591, 0x05BD},
+                                          {0x064B, 0x065F},
+                                          {0x200B, 0x200F},
+                                          {0x20D0, 0x20FF},
+                                          {0xFE00, 0xFE0F}}};
+  constexpr std::array<Range, 8> wide = {{{0x1100, 0x115F},
+                                          {0x2E80, 0xA4CF},
+                                          {0xAC00, 0xD7A3},
+                                          {0xF900, 0xFAFF},
+                                          {0xFE30, 0xFE6F},
+                                          {0xFF01, 0xFF60},
+                                          {0x1F300, 0x1FAFF},
+                                          {0x20000, 0x3FFFD}}};
+  const auto has = [code](const Range& r) { return code >= r.first && code <= r.second; };
+  if (std::ranges::any_of(over, has)) return 0;
+  return std::ranges::any_of(wide, has) ? 2 : 1;
+}
+
+/// Of a text that is printable.
+std::size_t width_of(std::string_view text) {
+  std::size_t width = 0;
+  while (!text.empty()) {
+    const std::size_t size = character_size(text);
+    width += columns(code_point(text.substr(0, size)));
+    text.remove_prefix(size);
+  }
+  return width;
+}
+
+/// A text for a cell, which ends at a |.
+std::string cell(std::string_view text) {
+  std::string result;
+  for (const char c : printable(text)) result += c == '|' ? "\\|" : std::string(1, c);
+  return result;
+}
+
 /// Reads well on a terminal and is Markdown too; every second column from the third is a number.
 void print_row(const Row& cells, const std::vector<std::size_t>& widths) {
   for (std::size_t i = 0; i < cells.size(); ++i) {
-    const std::string space(widths[i] - cells[i].size(), ' ');
+    const std::string space(widths[i] - width_of(cells[i]), ' ');
     const bool number = i >= 2 && i % 2 == 0;
     std::cout << "| " << (number ? space + cells[i] : cells[i] + space) << ' ';
   }
@@ -85,15 +137,15 @@ void print_table(const std::vector<std::string>& names,
     rows[0].emplace_back("probability");
   }
   for (std::size_t i = 0; i < names.size(); ++i) {
-    rows.push_back({printable(names[i])});
+    rows.push_back({cell(names[i])});
     for (const Prediction& prediction : top[i]) {
-      rows.back().push_back(printable(prediction.label));
+      rows.back().push_back(cell(prediction.label));
       rows.back().push_back(printed("%.3f", prediction.probability));
     }
   }
   std::vector<std::size_t> widths(rows[0].size());
   for (const Row& row : rows) {
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], width_of(row[i]));
   }
   print_row(rows[0], widths);
   print_rule(widths);
@@ -155,7 +207,7 @@ void print(const std::string& format, const std::vector<std::string>& names,
 }
 
 void print_accuracy(const std::string& format, const std::vector<std::vector<Prediction>>& top,
-                    const std::vector<std::uint8_t>& labels) {
+                    const std::vector<std::uint32_t>& labels) {
   std::size_t right = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) right += top[i].front().index == labels[i];
   const double share = static_cast<double>(right) / static_cast<double>(labels.size());

@@ -19,6 +19,6 @@ void print(const std::string& format, const std::vector<std::string>& names,
 
 /// The share of images whose best class is the label; below a table, else on stderr.
 void print_accuracy(const std::string& format, const std::vector<std::vector<Prediction>>& top,
-                    const std::vector<std::uint8_t>& labels);
+                    const std::vector<std::uint32_t>& labels);
 
 }  // namespace nin::tool

@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "benchmark.h"
+#include "idx.h"
 #include "nin/error.h"
-#include "nin/files.h"
 #include "output.h"
 
 namespace nin::tool {
@@ -21,9 +21,10 @@ namespace {
 /// All images of the command line, one after the other.
 struct Inputs {
   std::vector<std::string> names;
-  std::vector<std::uint8_t> pixels;
-  std::vector<float> images;  ///< for the graph `nin`; one of the two is empty
+  Items items;
 };
+
+constexpr std::size_t usual_batch = 16;
 
 /// A file, or the standard input, part by part: neither a device nor a pipe needs to end.
 class File {
@@ -82,46 +83,48 @@ auto with_name(const std::string& path, Action action) {
   }
 }
 
+/// Appends the first `count` items of so many numbers each.
 template <typename T>
-std::size_t take(std::vector<T>& all, const std::vector<T>& found, std::size_t item,
-                 std::size_t limit) {
-  const std::size_t count = limit == 0 ? found.size() / item : std::min(limit, found.size() / item);
-  all.insert(all.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count * item));
-  return count;
+void append(std::vector<T>& all, const std::vector<T>& more, std::size_t count, std::size_t size) {
+  const auto end = more.begin() + static_cast<std::ptrdiff_t>(std::min(count * size, more.size()));
+  all.insert(all.end(), more.begin(), end);
 }
 
-void add_file(Inputs& inputs, const std::string& path, std::size_t limit) {
+void add_file(Inputs& inputs, const std::string& path, const Predictor& predictor,
+              std::size_t limit) {
   File file(path);
   const auto first = file.next();
   const NextPart next = parts_of(file, first);
   if (!is_idx(first)) {
     // what is no image is refused by its first bytes
-    const auto pixels = is_image(first) ? decode_image(read_image(next)) : decode_image(first);
-    inputs.pixels.insert(inputs.pixels.end(), pixels.begin(), pixels.end());
+    const auto pixels =
+        is_image(first) ? predictor.decode(read_image(next)) : predictor.decode(first);
+    inputs.items.pixels.insert(inputs.items.pixels.end(), pixels.begin(), pixels.end());
     inputs.names.push_back(path);
     return;
   }
-  const IdxImages found = decode_idx_images(next);
-  const std::size_t count = take(inputs.pixels, found.pixels, image_pixels, limit) +
-                            take(inputs.images, found.images, network_pixels, limit);
+  const Input& input = predictor.info().input;
+  const std::size_t size = input.item_size();
+  const Items found = decode_idx(next, input);
+  const std::size_t given = std::max(found.pixels.size(), found.images.size()) / size;
+  const std::size_t count = limit == 0 ? given : std::min(limit, given);
   if (count == 0) throw Error("holds no images");
+  append(inputs.items.pixels, found.pixels, count, size);
+  append(inputs.items.images, found.images, count, size);
   for (std::size_t i = 0; i < count; ++i) {
     inputs.names.push_back(path + '[' + std::to_string(i) + ']');
   }
 }
 
-Inputs read_inputs(const Options& options) {
+Inputs read_inputs(const Options& options, const Predictor& predictor) {
   Inputs inputs;
   for (const std::string& path : options.files) {
-    with_name(path, [&] { add_file(inputs, path, options.limit); });
-  }
-  if (!inputs.pixels.empty() && !inputs.images.empty()) {
-    throw Error("pixels and float images can't be classified in one run; name them apart");
+    with_name(path, [&] { add_file(inputs, path, predictor, options.limit); });
   }
   return inputs;
 }
 
-std::vector<std::uint8_t> read_labels(const Options& options, std::size_t images) {
+std::vector<std::uint32_t> read_labels(const Options& options, std::size_t images) {
   const std::string& path = *options.labels;
   if (options.limit != 0 && options.files.size() > 1) {
     throw Error("--labels with --limit is for a single IDX file, " +
@@ -157,36 +160,48 @@ class Progress {
   bool shown_;
 };
 
-Outputs run_batch(const Backend& backend, const Inputs& inputs, std::size_t start,
+Outputs run_batch(const Predictor& predictor, const Items& items, std::size_t start,
                   std::size_t count) {
-  if (inputs.images.empty()) {
-    return backend.run_pixels(
-        std::span(inputs.pixels).subspan(start * image_pixels, count * image_pixels));
+  const std::size_t size = predictor.info().input.item_size();
+  if (items.images.empty()) {
+    return predictor.run(std::span(items.pixels).subspan(start * size, count * size));
   }
-  return backend.run_images(
-      std::span(inputs.images).subspan(start * network_pixels, count * network_pixels));
+  return predictor.run(std::span(items.images).subspan(start * size, count * size));
 }
 
-Outputs run_all(const Backend& backend, const Inputs& inputs, std::size_t batch_size) {
+Outputs run_all(const Predictor& predictor, const Inputs& inputs, std::size_t batch_size) {
   const Progress progress(inputs.names.size());
   Outputs all;
   for (std::size_t start = 0; start < inputs.names.size(); start += batch_size) {
     progress.show(start);
     const std::size_t count = std::min(batch_size, inputs.names.size() - start);
-    all.append(run_batch(backend, inputs, start, count));
+    all.append(run_batch(predictor, inputs.items, start, count));
   }
   return all;
 }
 
-void run_benchmark(const Options& options, const Backend& backend, const Inputs& inputs) {
+void run_benchmark(const Options& options, const Backend& backend, const Inputs& inputs,
+                   std::size_t batch_size) {
   const std::size_t given = inputs.names.size();
-  if (given < options.batch_size) {
-    throw Error("a batch of " + std::to_string(options.batch_size) + " needs as many images, " +
+  if (given < batch_size) {
+    throw Error("a batch of " + std::to_string(batch_size) + " needs as many images, " +
                 std::to_string(given) + " given");
   }
-  const auto call = [&] { (void)run_batch(backend, inputs, 0, options.batch_size); };
-  print_measured(measure(call, options.repetitions), options.batch_size, backend.description,
+  const auto call = [&] { (void)run_batch(*backend.predictor, inputs.items, 0, batch_size); };
+  print_measured(measure(call, options.repetitions), batch_size, backend.description,
                  options.format);
+}
+
+/// Refuses what the model can't do: now, not after minutes of work.
+void check_options(const Options& options, const ModelInfo& model) {
+  if (options.batch_size && *options.batch_size > model.max_batch) {
+    throw Error("--batch-size " + std::to_string(*options.batch_size) + ": the model takes 1 to " +
+                std::to_string(model.max_batch));
+  }
+  if (options.top > model.labels.size()) {
+    throw Error("--top " + std::to_string(options.top) + ": there are " +
+                std::to_string(model.labels.size()) + " classes");
+  }
 }
 
 void parse(CLI::App& app, int argc, char** argv, const std::function<void()>& action) {
@@ -213,10 +228,11 @@ void add_options(CLI::App& app, Options& options) {
                  "PNG, JPEG, or IDX plain or gzipped; - is the standard input")
       ->required()
       ->type_name("");
-  app.add_option("--batch-size", options.batch_size, "images in one call, 1 to 64")
-      ->check(CLI::Range(1, 64))
+  app.add_option("--batch-size", options.batch_size,
+                 "images in one call, up to what the model takes")
+      ->check(CLI::Range(1, 1'000'000'000))
       ->type_name("N")
-      ->capture_default_str();
+      ->default_str(std::to_string(usual_batch));
   app.add_option("--top", options.top, "classes to show for each image, best first")
       ->check(CLI::Range(1, 1'000'000'000))
       ->type_name("K")
@@ -244,20 +260,21 @@ void classify_files(const Options& options, const std::function<Backend()>& open
   if (options.benchmark && options.format != "table" && options.format != "json") {
     throw Error("--benchmark prints a table or json, not " + options.format);
   }
-  const Inputs inputs = read_inputs(options);
-  std::vector<std::uint8_t> labels;
-  if (options.labels) labels = read_labels(options, inputs.names.size());
   const Backend backend = open();
-  if (options.top > backend.labels.size()) {  // now, not after minutes of work
-    throw Error("--top " + std::to_string(options.top) + ": there are " +
-                std::to_string(backend.labels.size()) + " classes");
-  }
+  const Predictor& predictor = *backend.predictor;
+  const ModelInfo& model = predictor.info();
+  check_options(options, model);
+  const std::size_t batch_size =
+      options.batch_size.value_or(std::min(usual_batch, model.max_batch));
+  const Inputs inputs = read_inputs(options, predictor);
+  std::vector<std::uint32_t> labels;
+  if (options.labels) labels = read_labels(options, inputs.names.size());
   if (options.benchmark) {
-    run_benchmark(options, backend, inputs);
+    run_benchmark(options, backend, inputs, batch_size);
     return;
   }
-  const Outputs outputs = run_all(backend, inputs, options.batch_size);
-  const auto top = top_predictions(outputs.probabilities, backend.labels, options.top);
+  const Outputs outputs = run_all(predictor, inputs, batch_size);
+  const auto top = top_predictions(outputs.probabilities, model.labels, options.top);
   print(options.format, inputs.names, top, outputs.logits);
   if (options.labels) print_accuracy(options.format, top, labels);
 }

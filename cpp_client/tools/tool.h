@@ -2,21 +2,20 @@
 
 #include <CLI/CLI.hpp>
 #include <cstddef>
-#include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
-#include "nin/prediction.h"
+#include "nin/predictor.h"
 
 /// What nin_classify and nin_triton share: options, reading files, printing.
 namespace nin::tool {
 
 struct Options {
   std::vector<std::string> files;
-  std::size_t batch_size = 16;
+  std::optional<std::size_t> batch_size;  ///< else 16, or what the model takes
   std::size_t top = 1;
   std::size_t limit = 0;  ///< images of every IDX file; 0 is all
   std::string format = "table";
@@ -28,14 +27,12 @@ struct Options {
 /// What classifies: in process or by a server.
 struct Backend {
   std::string description;  ///< for the benchmark's output
-  std::vector<std::string> labels;
-  std::function<Outputs(std::span<const std::uint8_t>)> run_pixels;
-  std::function<Outputs(std::span<const float>)> run_images;
+  std::shared_ptr<const Predictor> predictor;
 };
 
 void add_options(CLI::App& app, Options& options);
 
-/// Reads the files, opens the backend, classifies, prints. Throws Error.
+/// Opens the backend, reads the files as it takes them, classifies, prints. Throws Error.
 void classify_files(const Options& options, const std::function<Backend()>& open);
 
 /// Parses the command line and runs `action`; the exit code: 0 fine, 2 with one line on stderr.

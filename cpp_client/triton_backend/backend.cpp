@@ -1,5 +1,5 @@
 // A Triton backend that runs Python in the server's own process: arrays go in and out by a copy,
-// and nin.triton.backends does the rest. The server loads it under each backend's name.
+// and nin.serve.backends does the rest. The server loads it under each backend's name.
 
 #include <dlfcn.h>
 #include <pybind11/numpy.h>
@@ -363,7 +363,7 @@ std::string config_of(TRITONBACKEND_Model* model) {
   return json;
 }
 
-/// nin.triton.backends.load(...) for an instance.
+/// nin.serve.backends.load(...) for an instance.
 py::object load(TRITONBACKEND_ModelInstance* instance) {
   TRITONBACKEND_Model* model = nullptr;
   TRITONBACKEND_Backend* backend = nullptr;
@@ -381,7 +381,7 @@ py::object load(TRITONBACKEND_ModelInstance* instance) {
   check(TRITONBACKEND_ModelRepository(model, &type, &location));
   check(TRITONBACKEND_ModelVersion(model, &version));
   const bool on_gpu = kind == TRITONSERVER_INSTANCEGROUPKIND_GPU;
-  return py::module_::import("nin.triton.backends")
+  return py::module_::import("nin.serve.backends")
       .attr("load")(backend_name, config_of(model), py::bytes(location), version, instance_name,
                     on_gpu ? py::object(py::int_(device)) : py::none());
 }

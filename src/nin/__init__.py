@@ -1,4 +1,4 @@
-"""From a trained Network in Network to ONNX, TorchScript, C++ and Triton."""
+"""From a trained PyTorch classifier to C++ and Triton, proven equal."""
 
 import os
 

@@ -1,4 +1,6 @@
-"""A small typed client of the served models, sync and async, over HTTP or gRPC.
+"""A small typed client of served classifiers, sync and async, over HTTP or gRPC.
+
+It knows no model: names, shapes, batch sizes and labels are those that the server tells.
 
 from nin.client import Client
 
@@ -16,21 +18,24 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv6Address, ip_address
 from types import ModuleType, TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
-import tritonclient.utils.shared_memory as shm
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import (
+    InferenceServerException,
+    np_to_triton_dtype,
+    triton_to_np_dtype,
+)
 
-from nin.contract import ENCODED_IMAGE, FASHION_MNIST, FASHION_MNIST_IMAGE, MAX_BATCH, PROBABILITIES
+from nin.contract import Outputs, Tensor
 from nin.errors import InputError, ServerError, UnreachableError
 from nin.images import encoded
-from nin.reference import Outputs
 
 Protocol = Literal["http", "grpc"]
 URLS: dict[Protocol, str] = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
@@ -39,9 +44,12 @@ RETRIES = 3
 IN_FLIGHT = 4  # batches of one asynchronous call: enough for every instance of a model, twice
 
 # The header that a server asks of who loads models: a web page can't send it. Its value is the
-# variable NIN_CONTROL_KEY's, for both sides, or without it the one that `make serve` takes.
+# variable NIN_CONTROL_KEY's, for both sides, or without it the one that `nin serve` takes.
 CONTROL_HEADER = "nin-control-key"
 CONTROL_KEY = "development"
+
+# The output whose largest values are a classifier's predictions.
+PROBABILITIES = "probabilities"
 
 _Read = TypeVar("_Read")
 
@@ -67,6 +75,9 @@ class Client:
         shared_memory: pixels and images go through regions of shared memory, one for each input,
             instead of the request; only for a server on the same machine.
 
+    What a model takes is asked for once, and again after the server has said no: it may have been
+    started anew with other models.
+
     Every method raises UnreachableError where there is no answer, ServerError with the server's
     own text where it says no, and InputError for a url or pixels that can't be right.
     """
@@ -86,28 +97,30 @@ class Client:
         timeouts = ("connection_timeout", "network_timeout")
         options, self._timeouts = _options(protocol, self.url, timeouts, timeout_s)
         self._client = self._library.InferenceServerClient(self.url, **options)
+        self._known = _Known()
         self._regions = _Regions(self) if shared_memory else None
 
     def classify(
-        self, pixels: NDArray[np.uint8], *, top: int = 1, model: str = FASHION_MNIST.name
+        self, pixels: NDArray[np.uint8], *, top: int = 1, model: str | None = None
     ) -> list[list[Prediction]]:
         """The `top` most probable classes of each image, the best first.
 
         Args:
-            pixels: (N, 28, 28), any N: it is sent in batches.
-            model: fashion_mnist or fashion_mnist_torchscript.
+            pixels: (N, height, width) grey or (N, height, width, 3) RGB, any N: it is sent in
+                batches.
+            model: a classifier; the only one that the server serves, if not given.
         """
-        batches = split(_checked_pixels(pixels))
-        name = FASHION_MNIST.input.name
-        return [p for batch in batches for p in self.classes(model, {name: batch}, top=top)]
+        return self._classify(model, "", pixels, top)
 
     def classify_files(
-        self, files: Sequence[bytes], *, top: int = 1, model: str = FASHION_MNIST_IMAGE.name
+        self, files: Sequence[bytes], *, top: int = 1, model: str | None = None
     ) -> list[list[Prediction]]:
-        """The same for the contents of PNG or JPEG files, which the server decodes."""
-        batches = split(encoded(files))
-        name = ENCODED_IMAGE.name
-        return [p for batch in batches for p in self.classes(model, {name: batch}, top=top)]
+        """The same for the contents of PNG or JPEG files, which the server decodes.
+
+        Args:
+            model: the classifier, as for `classify`.
+        """
+        return self._classify(model, _OF_FILES, encoded(files), top)
 
     def infer(self, model: str, inputs: dict[str, NDArray[Any]], *, version: str = "") -> Outputs:
         """One request as it is: arrays by input name to arrays by output name."""
@@ -115,7 +128,7 @@ class Client:
 
     def classes(
         self, model: str, inputs: dict[str, NDArray[Any]], *, top: int,
-        output: str = PROBABILITIES.name,
+        output: str = PROBABILITIES,
     ) -> list[list[Prediction]]:  # fmt: skip
         """One request for an output's `top` largest values of each image, with the labels."""
         read = partial(_predictions, output=output)
@@ -128,19 +141,30 @@ class Client:
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a model, as the server describes it."""
-        return self._described("get_model_metadata", model)
+        return self._described("get_model_metadata", model, read=dict)
 
     def config(self, model: str) -> dict[str, Any]:
         """A model's whole configuration, as the server runs it."""
-        found = self._described("get_model_config", model)
-        inner: dict[str, Any] = found.get("config", found)  # gRPC wraps it
-        return inner
+        return self._described("get_model_config", model, read=_config)
 
     def statistics(self, model: str) -> dict[str, Any]:
         """Counts and durations of a model's requests since the server started."""
-        found = self._described("get_inference_statistics", model)
-        statistics: dict[str, Any] = found["model_stats"][0]
-        return statistics
+        return self._described("get_inference_statistics", model, read=_statistics)
+
+    def classifier(self) -> str:
+        """The name of the only classifier that the server serves.
+
+        Raises InputError where there is none, or more than one.
+        """
+        return _only(self._described("get_inference_statistics", "", read=_classifiers), self.url)
+
+    def pixels(self, model: str | None = None) -> Tensor:
+        """What `classify` takes for a model: its name, dtype and the shape of one image."""
+        with self._known.until_error():
+            served = self._served(model or self._only_classifier())
+        if served.unfit:
+            raise InputError(served.unfit)
+        return served.inputs[0]
 
     def close(self) -> None:
         if self._regions:
@@ -155,6 +179,30 @@ class Client:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self.close()
+
+    def _classify(
+        self, model: str | None, suffix: str, array: NDArray[Any], top: int
+    ) -> list[list[Prediction]]:
+        with self._known.until_error():
+            model = model or self._only_classifier()
+            served = self._suited(f"{model}{suffix}", array, top)
+            requests = served.requests(array)
+            return [p for inputs in requests for p in self.classes(served.name, inputs, top=top)]
+
+    def _only_classifier(self) -> str:
+        self._known.classifier = self._known.classifier or self.classifier()
+        return self._known.classifier
+
+    def _suited(self, name: str, array: NDArray[Any], top: int) -> "_Served":
+        """A model as the server describes it. Raises InputError where it can't take the array."""
+        served = self._known.models.get(name)
+        if served is None or served.refusal(array, top):  # another may have taken its place
+            served = self._served(name)
+        return served.checked(array, top)
+
+    def _served(self, name: str) -> "_Served":
+        self._known.models[name] = self._described("get_model_config", name, read=_Served.read)
+        return self._known.models[name]
 
     def _infer(
         self, read: Callable[[Any], _Read], model: str, inputs: dict[str, NDArray[Any]], *,
@@ -174,11 +222,10 @@ class Client:
             self._regions.close()  # the server was restarted and knows none of them
             return ask()
 
-    def _described(self, method: str, model: str) -> dict[str, Any]:
-        as_json = {} if self._library.__name__.endswith("http") else {"as_json": True}
-        options = {**as_json, **self._timeouts}
-        found: dict[str, Any] = self._call(getattr(self._client, method), model, **options)
-        return found
+    def _described(self, method: str, model: str, *, read: Callable[[Any], _Read]) -> _Read:
+        ask = partial(getattr(self._client, method), model, **_as_json(self._library))
+        answer: _Read = self._call(lambda: read(ask(**self._timeouts)))
+        return answer
 
     def _call(self, function: Any, *args: Any, **options: Any) -> Any:
         pauses = _pauses(self._retries)
@@ -205,19 +252,24 @@ class AsyncClient:
         self._retries = retries
         options, self._timeouts = _options(protocol, self.url, ("conn_timeout",), timeout_s)
         self._client = self._library.InferenceServerClient(self.url, **options)
+        self._known = _Known()
 
     async def classify(
-        self, pixels: NDArray[np.uint8], *, top: int = 1, model: str = FASHION_MNIST.name
+        self, pixels: NDArray[np.uint8], *, top: int = 1, model: str | None = None
     ) -> list[list[Prediction]]:
         """As Client.classify; a few batches are sent at the same time."""
-        name = FASHION_MNIST.input.name
-        return await self._classify(model, name, split(_checked_pixels(pixels)), top)
+        return await self._classify(model, "", pixels, top)
 
     async def classify_files(
-        self, files: Sequence[bytes], *, top: int = 1, model: str = FASHION_MNIST_IMAGE.name
+        self, files: Sequence[bytes], *, top: int = 1, model: str | None = None
     ) -> list[list[Prediction]]:
         """As Client.classify_files; a few batches are sent at the same time."""
-        return await self._classify(model, ENCODED_IMAGE.name, split(encoded(files)), top)
+        return await self._classify(model, _OF_FILES, encoded(files), top)
+
+    async def classifier(self) -> str:
+        """As Client.classifier."""
+        read = _classifiers
+        return _only(await self._described("get_inference_statistics", "", read=read), self.url)
 
     async def infer(
         self, model: str, inputs: dict[str, NDArray[Any]], *, version: str = ""
@@ -238,17 +290,26 @@ class AsyncClient:
         await self.close()
 
     async def _classify(
-        self, model: str, name: str, batches: list[NDArray[Any]], top: int
+        self, model: str | None, suffix: str, array: NDArray[Any], top: int
     ) -> list[list[Prediction]]:
-        output = PROBABILITIES.name
-        read = partial(_predictions, output=output)
+        with self._known.until_error():
+            model = model or await self._only_classifier()
+            served = await self._suited(f"{model}{suffix}", array, top)
+            return await self._classify_batches(served, array, top)
+
+    async def _classify_batches(
+        self, served: "_Served", array: NDArray[Any], top: int
+    ) -> list[list[Prediction]]:
+        read = partial(_predictions, output=PROBABILITIES)
         free = asyncio.Semaphore(IN_FLIGHT)
 
-        async def ask(batch: NDArray[Any]) -> list[list[Prediction]]:
+        async def ask(inputs: dict[str, NDArray[Any]]) -> list[list[Prediction]]:
             async with free:  # its time runs from here, not while it waits for the others
-                return await self._infer(read, model, {name: batch}, classes_of=output, top=top)
+                return await self._infer(
+                    read, served.name, inputs, classes_of=PROBABILITIES, top=top
+                )
 
-        tasks = [asyncio.create_task(ask(batch)) for batch in batches]
+        tasks = [asyncio.create_task(ask(inputs)) for inputs in served.requests(array)]
         try:
             results = await asyncio.gather(*tasks)
         finally:
@@ -256,18 +317,143 @@ class AsyncClient:
                 task.cancel()
         return [prediction for predictions in results for prediction in predictions]
 
+    async def _only_classifier(self) -> str:
+        self._known.classifier = self._known.classifier or await self.classifier()
+        return self._known.classifier
+
+    async def _suited(self, name: str, array: NDArray[Any], top: int) -> "_Served":
+        served = self._known.models.get(name)
+        if served is None or served.refusal(array, top):  # another may have taken its place
+            served = await self._described("get_model_config", name, read=_Served.read)
+            self._known.models[name] = served
+        return served.checked(array, top)
+
     async def _infer(
         self, read: Callable[[Any], _Read], model: str, inputs: dict[str, NDArray[Any]], *,
         version: str = "", classes_of: str = "", top: int = 0,
     ) -> _Read:  # fmt: skip
         request = _request(self._library, inputs, classes_of, top)
         options = {"model_version": version, **request, **self._timeouts}
+        return await self._call(partial(self._client.infer, model, **options), read)
+
+    async def _described(self, method: str, model: str, *, read: Callable[[Any], _Read]) -> _Read:
+        options = {**_as_json(self._library), **self._timeouts}
+        return await self._call(partial(getattr(self._client, method), model, **options), read)
+
+    async def _call(self, ask: Callable[[], Any], read: Callable[[Any], _Read]) -> _Read:
         pauses = _pauses(self._retries)
         while True:
             try:
-                return read(await self._client.infer(model, **options))
+                return read(await ask())
             except Exception as error:
                 await asyncio.sleep(_pause_after(error, self.url, pauses))
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What a server says of one of its models."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_batch: int
+
+    @classmethod
+    def read(cls, answer: Any) -> Self:
+        config = _config(answer)
+        inputs, outputs = (tuple(map(_tensor, config[key])) for key in ("input", "output"))
+        return cls(config["name"], inputs, outputs, int(config.get("max_batch_size", 0)))
+
+    def checked(self, array: NDArray[Any], top: int) -> Self:
+        """Raises InputError where the model can't be asked this."""
+        if refusal := self.refusal(array, top):
+            raise InputError(refusal)
+        return self
+
+    @property
+    def unfit(self) -> str:
+        """Why it is no classifier; empty if it is one."""
+        known = any(output.name == PROBABILITIES for output in self.outputs)
+        if known and len(self.inputs) == 1 and self.max_batch > 0:
+            return ""
+        inputs, outputs = (
+            ", ".join(t.name for t in tensors) for tensors in (self.inputs, self.outputs)
+        )
+        return (
+            f"{self.name} is no classifier: it makes {outputs} of {inputs} in batches of at most "
+            f"{self.max_batch}, expected {PROBABILITIES} of one input in batches"
+        )
+
+    def refusal(self, array: NDArray[Any], top: int) -> str:
+        """Why it can't be asked for the `top` classes of each item; empty if it can."""
+        if self.unfit:
+            return self.unfit
+        (classes,) = (t.shape[-1] for t in self.outputs if t.name == PROBABILITIES)
+        if top < 1 or 0 < classes < top:
+            return f"top is {top}, expected 1 to {classes}, as many as {self.name} has classes"
+        (expected,) = self.inputs
+        sizes = zip(array.shape[1:], expected.shape, strict=False)
+        fits = array.ndim == 1 + len(expected.shape) and all(b in (a, -1) for a, b in sizes)
+        if array.dtype != expected.dtype or not fits:
+            shape = ", ".join(["N", *map(str, expected.shape)])
+            found = f"{expected.name} are {array.dtype} {array.shape}"
+            return f"{found}, {self.name} expects {expected.dtype} ({shape})"
+        return ""
+
+    def requests(self, array: NDArray[Any]) -> list[dict[str, NDArray[Any]]]:
+        """The inputs of as many requests as it takes."""
+        starts = range(0, len(array), self.max_batch)
+        return [{self.inputs[0].name: array[at : at + self.max_batch]} for at in starts]
+
+
+@dataclass
+class _Known:
+    """What a server has said of itself."""
+
+    classifier: str | None = None
+    models: dict[str, _Served] = field(default_factory=dict)
+
+    @contextmanager
+    def until_error(self) -> Iterator[None]:
+        """Forgets all of it where the server says no: it may be another one by now."""
+        try:
+            yield
+        except ServerError:
+            self.classifier = None
+            self.models.clear()
+            raise
+
+
+# Beside each classifier a server has a model that takes files; its name ends like this.
+_OF_FILES = "_image"
+
+
+def _config(answer: dict[str, Any]) -> dict[str, Any]:
+    return dict(answer.get("config", answer))  # gRPC wraps it
+
+
+def _statistics(answer: dict[str, Any]) -> dict[str, Any]:
+    return dict(answer["model_stats"][0])
+
+
+def _tensor(described: dict[str, Any]) -> Tensor:
+    datatype = described["data_type"].removeprefix("TYPE_").replace("STRING", "BYTES")
+    dtype = np.dtype(triton_to_np_dtype(datatype)).name
+    return Tensor(described["name"], dtype, tuple(map(int, described.get("dims", []))))
+
+
+def _classifiers(statistics: dict[str, Any]) -> list[str]:
+    """The models that are ready and have another beside them that takes files."""
+    names = {model["name"] for model in statistics["model_stats"]}
+    return sorted(name for name in names if f"{name}{_OF_FILES}" in names)
+
+
+def _only(classifiers: Sequence[str], url: str) -> str:
+    if len(classifiers) == 1:
+        return classifiers[0]
+    several = f"several classifiers, {', '.join(classifiers)}"
+    none = f"no classifier NAME with a NAME{_OF_FILES} beside it"
+    raise InputError(f"{url} serves {several if classifiers else none}; say which by model=")
 
 
 class _Regions:
@@ -275,11 +461,12 @@ class _Regions:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._memory = importlib.import_module("tritonclient.utils.shared_memory")
         self._regions: dict[str, _Region] = {}
 
     def put(self, name: str, array: NDArray[Any]) -> str:
         """Copies an input into its region; returns the region's name."""
-        return self._regions.setdefault(name, _Region(self._client)).put(array)
+        return self._regions.setdefault(name, _Region(self._client, self._memory)).put(array)
 
     def close(self) -> None:
         while self._regions:
@@ -289,8 +476,9 @@ class _Regions:
 class _Region:
     """A region of system shared memory that the server knows, replaced when an input needs more."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, memory: ModuleType) -> None:
         self._client = client
+        self._memory = memory  # tritonclient.utils.shared_memory
         self._name = ""
         self._handle: Any = None
         self._size = 0
@@ -300,10 +488,12 @@ class _Region:
         if array.nbytes > self._size:
             self.close()
             self._name = f"nin-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self._handle = shm.create_shared_memory_region(self._name, self._name, array.nbytes)
+            self._handle = self._memory.create_shared_memory_region(
+                self._name, self._name, array.nbytes
+            )
             self._size = array.nbytes
             self._call("register_system_shared_memory", self._name, self._size)
-        shm.set_shared_memory_region(self._handle, [array])
+        self._memory.set_shared_memory_region(self._handle, [array])
         return self._name
 
     def close(self) -> None:
@@ -314,7 +504,7 @@ class _Region:
         except InputError:
             pass  # the server is gone, and its mapping with it
         finally:
-            shm.destroy_shared_memory_region(self._handle)
+            self._memory.destroy_shared_memory_region(self._handle)
             self._handle, self._size = None, 0
 
     def _unregister(self) -> None:
@@ -331,11 +521,6 @@ class _Region:
     def _call(self, method: str, *args: Any) -> None:
         function = getattr(self._client._client, method)
         self._client._call(function, self._name, *args, **self._client._timeouts)
-
-
-def split(array: NDArray[Any]) -> list[NDArray[Any]]:
-    """Cut into batches that the server takes."""
-    return [array[start : start + MAX_BATCH] for start in range(0, len(array), MAX_BATCH)]
 
 
 def _request(
@@ -388,6 +573,11 @@ def _options(
     return connection, {"client_timeout": timeout_s}
 
 
+def _as_json(library: ModuleType) -> dict[str, bool]:
+    """What makes gRPC describe models in plain data, as HTTP does."""
+    return {} if library.__name__.startswith("tritonclient.http") else {"as_json": True}
+
+
 def control_key() -> str:
     return os.environ.get("NIN_CONTROL_KEY", CONTROL_KEY)
 
@@ -412,7 +602,7 @@ def _pause_after(error: Exception, url: str, pauses: Iterator[float]) -> float:
 
 def _failure(error: Exception, url: str) -> InputError:
     """A library's exception in this project's terms."""
-    unreachable = f"no Triton server at {url} ({{}}); start one with `make serve`"
+    unreachable = f"no Triton server at {url} ({{}}); start one with `nin serve`"
     if isinstance(error, InferenceServerException):
         message, status = " ".join(error.message().split()), error.status() or ""
         if status == "StatusCode.DEADLINE_EXCEEDED":
@@ -475,12 +665,3 @@ def is_loopback(host: str) -> bool:
         return False
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
-
-
-def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    expected = FASHION_MNIST.input
-    if pixels.dtype != expected.dtype or pixels.shape[1:] != expected.shape:
-        raise InputError(
-            f"pixels are {pixels.dtype} {pixels.shape}, expected {expected.dtype} (N, 28, 28)"
-        )
-    return pixels

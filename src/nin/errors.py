@@ -37,3 +37,9 @@ class UnreachableError(InputError):
 
 class ServerError(InputError):
     """The server answered, and said no; the text is its own."""
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says first, or else its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,9 +1,10 @@
-"""Where things lie in the checkout; every script takes them as its defaults."""
+"""Where things lie in the checkout, or else below the current folder: the commands' defaults."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / "weights" / "nin.safetensors"
+_CHECKOUT = Path(__file__).resolve().parents[2]
+ROOT = _CHECKOUT if (_CHECKOUT / "models" / "nin").is_dir() else Path.cwd()
+NIN = ROOT / "models" / "nin"  # the built-in model's folder
 DATA = ROOT / "data"
 ARTIFACTS = ROOT / "artifacts"
 MODEL_REPOSITORY = ROOT / "model_repository"

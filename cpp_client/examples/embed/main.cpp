@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   try {
     const nin::Classifier classifier(argv[1]);
     for (int i = 2; i < argc; ++i) {
-      const auto best = classifier.classify(nin::decode_image(read(argv[i]))).front();
+      const auto best = classifier.classify(classifier.decode(read(argv[i]))).front();
       std::cout << argv[i] << ": " << best.label << " (" << best.probability << ")\n";
     }
   } catch (const std::exception& error) {  // nin::Error, and what reading a file may throw

@@ -1,1 +1,1 @@
-"""Everything that train/train.py and its benchmark share."""
+"""Training of the built-in model, and the evaluation of any."""

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nin.model import NiN
+from nin.training.network import NiN
 
 _MOMENTUM = 0.02  # statistics are means over about the last 50 steps
 

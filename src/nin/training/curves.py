@@ -1,6 +1,6 @@
 """The picture of a run: loss and accuracies over the epochs, as the book draws them.
 
-python -m nin.training.curves weights/nin.jsonl "The shipped weights" curves.png
+python -m nin.training.curves models/nin/log.jsonl "The shipped weights" curves.png
 """
 
 import json
@@ -9,9 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nin.cli import parser, run
 from nin.errors import InputError
-from nin.evaluation import save_figure
+from nin.terminal import parser, run
+from nin.training.evaluation import save_figure
 
 _LINES = {
     "train_loss": ("train loss", "-"),

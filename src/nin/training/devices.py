@@ -1,7 +1,6 @@
 """Which device and which precision, and how several processes train as one."""
 
 import argparse
-import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from nin.cli import processor
 from nin.errors import InputError
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h's
+from nin.terminal import processor
 
 
 @dataclass(frozen=True)
@@ -129,24 +126,3 @@ def processor_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor()}, {torch.get_num_threads()} threads"
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Lets glibc keep what torch frees on the CPU, as torch itself does on a GPU.
-
-    By default it returns each large tensor to the kernel, which has to clear its pages for the
-    next one: about a fifth of a step.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):  # neither musl nor macOS has it
-        yield
-        return
-    libc.mallopt(_M_MMAP_MAX, 0)  # all from the heap
-    libc.mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
-        libc.mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
-        libc.malloc_trim(0)

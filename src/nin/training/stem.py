@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nin.classifier import fold_filters
-from nin.model import NiN
+from nin.training.network import NiN, fold_filters
 
 
 def convolve(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As F.conv2d(preprocess(pixels), weight, bias, stride=4).
+    """As F.conv2d(images_of(pixels), weight, bias, stride=4).
 
     Args:
         pixels: (N, S, S) uint8.

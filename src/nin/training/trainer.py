@@ -5,7 +5,8 @@ import json
 import math
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nin.artifact import write_atomically
-from nin.classifier import preprocess
-from nin.errors import CheckError, InputError
-from nin.model import NiN
-from nin.training import batch_norm, stem, winograd
+from nin.errors import CheckError, InputError, first_line
+from nin.files import write_atomically
+from nin.training import batch_norm
 from nin.training.batches import DROPOUT, SIDE, Batches, mix
+from nin.training.cpu_speed import accelerated
 from nin.training.devices import Process
+from nin.training.network import NiN, images_of
 from nin.training.optimizers import make_optimizers
 from nin.training.recipes import Recipe, lr_factor
 
@@ -85,12 +86,7 @@ class Trainer:
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.recipe.batch_norm and settings.start:
             batch_norm.fit(self.network, _image(batches.pixels[: settings.recipe.batch_size]))
-        self.on_pixels = (
-            self.device.type == "cpu" and self.dtype == torch.float32 and not settings.compiled
-        )
-        if self.on_pixels:
-            stem.use_in(self.network)
-            winograd.use_in(self.network)
+        self.takes_pixels = False  # where it is accelerated
         self.optimizers = make_optimizers(self.network, settings.recipe, self.dtype)
         self.state = State()
         forward: nn.Module = self.network
@@ -105,6 +101,19 @@ class Trainer:
     def steps(self) -> int:
         return self.settings.recipe.epochs * self.batches.per_epoch
 
+    @contextmanager
+    def accelerated(self) -> Iterator[None]:
+        """Steps within are faster on a CPU, and the same but for rounding."""
+        if self.device.type != "cpu":
+            yield
+            return
+        self.takes_pixels = self.dtype == torch.float32 and not self.settings.compiled
+        try:
+            with accelerated(self.network, convolutions=self.takes_pixels):
+                yield
+        finally:
+            self.takes_pixels = False
+
     def step(self) -> Tensor:
         """One batch forward, backward and into the weights.
 
@@ -116,7 +125,7 @@ class Trainer:
         pixels, labels = self.batches(number, crop=self._crop(number))
         torch.manual_seed(mix(self.settings.seed, DROPOUT, number, self.process.rank))
         self.network.train()
-        images = pixels if self.on_pixels else _image(pixels)
+        images = pixels if self.takes_pixels else _image(pixels)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.forward(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
@@ -252,7 +261,7 @@ class Trainer:
             state = State(**checkpoint["state"])
         except Exception as error:  # torch.load raises whatever its parts raise
             raise InputError(
-                f"{path} isn't a checkpoint of this program ({_first_line(error)}); "
+                f"{path} isn't a checkpoint of this program ({first_line(error)}); "
                 "remove it, or start again with --force"
             ) from error
         differences = [
@@ -272,7 +281,7 @@ class Trainer:
                 optimizer.load_state_dict(saved)
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
-                f"{path} is of another network: {_first_line(error)}; start again with --force"
+                f"{path} is of another network: {first_line(error)}; start again with --force"
             ) from error
         self.state = state
 
@@ -327,9 +336,5 @@ def predict(
 
 
 def _image(pixels: Tensor) -> Tensor:
-    image = preprocess(pixels, torch.get_default_dtype())  # in which networks are made
+    image = images_of(pixels, torch.get_default_dtype())  # in which networks are made
     return image.contiguous(memory_format=torch.channels_last)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]

@@ -1,0 +1,89 @@
+"""Exports the trained network and the classifier around it.
+
+nin export onnx                                # both graphs, for any recent onnxruntime
+nin export onnx --target-triton 24.10          # the newest opset that this release loads
+nin export torchscript --model models/resnet18
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
+from nin.contract import Contract
+from nin.errors import InputError
+from nin.export.exporting import export_model
+from nin.export.formats import FORMATS, ONNX, TORCHSCRIPT, Format
+from nin.export.onnx_file import DEFAULT_OPSET, OPSETS, choose_opset, export_onnx, ir_version
+from nin.export.operators import younger_operators
+from nin.network.build import load_model
+from nin.releases import triton_release
+
+_FORMATS = {fmt.name: fmt for fmt in FORMATS.values()}
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    options.add_argument("format", choices=_FORMATS, help="the format of the files")
+    add_model_options(options)
+    options.add_argument(
+        "--graph", default="all", help="the graph to export, by its name in model.toml, or `all`"
+    )
+    options.add_argument("--output", type=Path, help=f"folder to write to; {ARTIFACTS_HELP}")
+    options.add_argument(
+        "--force", action="store_true", help="overwrite files that aren't exports of this project"
+    )
+    options.add_argument(
+        "--opset",
+        type=int,
+        help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]}; {DEFAULT_OPSET} if neither this nor a target "
+        "is given",
+    )
+    options.add_argument(
+        "--target-triton", metavar="YY.MM", help="the release of Triton that shall load the export"
+    )
+
+
+def execute(args: argparse.Namespace) -> None:
+    fmt = _for_target(_FORMATS[args.format], args)
+    model = load_model(args.model, args.weights)
+    output = artifacts_of(model.contract, args.output)
+    graphs = _graphs(model.contract, args.graph)
+    export_model(model, fmt, output, graphs=graphs, data_dir=args.data_dir, force=args.force)
+    if fmt is TORCHSCRIPT and args.target_triton:
+        for name in graphs:
+            _say_what_is_younger((output / f"{name}{fmt.suffix}"), args.target_triton)
+
+
+def _for_target(fmt: Format, args: argparse.Namespace) -> Format:
+    """The format with the opset that the options ask for."""
+    if fmt is not ONNX:
+        if args.opset is not None:
+            raise InputError(f"--opset is ONNX's; {fmt.name} has none")
+        if args.target_triton:
+            triton_release(args.target_triton)  # unknown ones end it now
+        return fmt
+    opset = choose_opset(args.opset, args.target_triton)
+    return replace(
+        fmt, export=partial(export_onnx, opset=opset), opset=opset, ir_version=ir_version(opset)
+    )
+
+
+def _graphs(contract: Contract, graph: str) -> list[str]:
+    names = list(contract.graphs)
+    if graph != "all" and graph not in names:
+        raise InputError(f"no graph {graph} in {contract.folder}; it has {', '.join(names)}")
+    return names if graph == "all" else [graph]
+
+
+def _say_what_is_younger(path: Path, target: str) -> None:
+    torch = triton_release(target).torch
+    younger = younger_operators(path, torch)
+    if younger:
+        listed = ", ".join(f"{name} (torch {since})" for name, since in younger.items())
+        print(
+            f"{path.name}: Triton {target} carries torch {torch}, which lacks {listed}; it may "
+            "not load: use ONNX there, or a newer release"
+        )
+    else:
+        print(f"{path.name}: Triton {target} carries torch {torch}, which has all its operators")

@@ -1,0 +1,316 @@
+"""The parity gate: holds every runtime against the trained network in float64.
+
+nin verify                             # 1,000 samples, others every day, all runtimes
+nin verify --images all                # all of them, for a release
+nin verify --model models/resnet18
+nin verify --releases 24.10 26.04      # in what these releases of Triton carry, installed for it
+
+Exit code 1 if any runtime fails.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
+from nin.contract import Contract, Graph, Model, load_contract
+from nin.errors import CheckError, InputError
+from nin.export.artifact import read_manifest
+from nin.files import make_folder, write_atomically
+from nin.gate.parity import (
+    HEADER,
+    Row,
+    check_parity,
+    failures_of,
+    markdown,
+    report,
+    table_rows,
+)
+from nin.gate.proof import REPORT
+from nin.gate.questions import (
+    Plan,
+    Questions,
+    as_files,
+    make_questions,
+    quick_plan,
+    seed_of_today,
+    share_sizes,
+)
+from nin.gate.releases import check_releases
+from nin.gate.runtimes import Runtime
+from nin.gate.runtimes.cpp import cpp_tools_are_built
+from nin.gate.runtimes.registry import (
+    RUNTIMES,
+    artifact_of,
+    available_runtimes,
+    open_runtime,
+    open_served,
+)
+from nin.gate.runtimes.triton import SERVER_RUNTIMES
+from nin.network.build import TrainedModel, load_model
+from nin.releases import triton_release
+from nin.samples import SampleSet, open_samples
+from nin.serve.server import find_tritonserver, serve_artifacts
+from nin.terminal import image_count, natural, short, table
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    add_model_options(options)
+    options.add_argument("--artifacts", type=Path, help=f"folder of the exports; {ARTIFACTS_HELP}")
+    options.add_argument(
+        "--images", type=image_count, default=1000, help="how many samples, or `all`"
+    )
+    options.add_argument(
+        "--seed",
+        type=natural,
+        default=seed_of_today(),
+        help="chooses the images; today's date, so that no export can know them",
+    )
+    options.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=(*RUNTIMES, *SERVER_RUNTIMES),
+        metavar="RUNTIME",
+        help=f"which of {', '.join((*RUNTIMES, *SERVER_RUNTIMES))}; triton-* serve the artifacts "
+        "by an embedded Triton; all that can run here if not given",
+    )
+    options.add_argument(
+        "--graph",
+        default="all",
+        help="the graph to check, by its name in model.toml; NAME_image exists only in the server",
+    )
+    for protocol in dict.fromkeys(SERVER_RUNTIMES.values()):
+        options.add_argument(
+            f"--{protocol}-url",
+            metavar="HOST:PORT",
+            help=f"check the server that runs there over {protocol}, instead of embedded ones",
+        )
+    options.add_argument(
+        "--releases",
+        nargs="+",
+        metavar="YY.MM",
+        help="check the onnxruntime and the torch of these releases of Triton instead, each "
+        "installed in a folder of its own; there is no report",
+    )
+    options.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help=f"writes FILE.json and FILE.md; {REPORT} beside the artifacts if not given, where "
+        "publishing looks for it",
+    )
+
+
+def available_servers() -> tuple[str, ...]:
+    """The names of the server's runtimes, where the embedded server can run."""
+    try:
+        find_tritonserver()
+    except InputError:
+        return ()
+    return tuple(n for n in SERVER_RUNTIMES if n != "triton-cpp" or cpp_tools_are_built())
+
+
+def execute(args: argparse.Namespace) -> None:
+    contract = load_contract(args.model)
+    args.artifacts = artifacts_of(contract, args.artifacts)
+    samples = open_samples(contract, args.data_dir)
+    if args.images is not None and args.images >= len(samples):
+        args.images = None  # so that the report doesn't promise more than there are
+    if args.releases:
+        verify_releases(args, contract, samples)
+        return
+    args.runtimes = args.runtimes or (*available_runtimes(), *available_servers())
+    asked = plan_rows(args, contract)
+    digests = judged_files(args, asked)
+    report_base = report_path(args)
+    make_folder(report_base.parent)  # now, not after minutes of work
+    model = load_model(args.model, args.weights)
+    runtimes = [
+        (row, open_runtime(row.runtime, row.graph, artifacts=args.artifacts, model=model))
+        for row in asked
+        if not row.model
+    ]
+    questions = questions_of(args, model, samples)
+    takes_files = any(row.graph == contract.ensemble.graph for row in asked)
+    of_files = as_files(questions, model) if takes_files else questions
+
+    def check(row: Asked, runtime: Runtime) -> Row:
+        questions_of_row = of_files if row.model == contract.ensemble else questions
+        assert row.plan is not None
+        return check_parity(row.name, runtime, row.graph, questions_of_row, row.plan)
+
+    rows = [check(row, runtime) for row, runtime in runtimes]
+    if served := [row for row in asked if row.model]:
+        rows += check_servers(args, contract, served, check)
+    print(table(HEADER, table_rows(rows)))
+    if digests != judged_files(args, asked):
+        raise InputError(f"{args.artifacts} has changed meanwhile: run the gate again")
+    write_report(args, rows, digests, model.weights_sha256, report_base)
+    require_open(rows)
+    print("The gate is open: every runtime answers like the trained network.")
+
+
+def verify_releases(args: argparse.Namespace, contract: Contract, samples: SampleSet) -> None:
+    """The same rules in what releases of Triton carry, with only a few batch sizes."""
+    for name in args.releases:
+        triton_release(name)  # unknown ones end it now
+    questions = questions_of(args, load_model(args.model, args.weights), samples)
+    rows = check_releases(args.releases, contract, args.artifacts, questions)
+    print(table(HEADER, table_rows(rows)))
+    require_open(rows)
+    print("Every release answers like the trained network.")
+
+
+def questions_of(args: argparse.Namespace, model: TrainedModel, samples: SampleSet) -> Questions:
+    count = args.images or len(samples)
+    print(f"{count} of {len(samples)} samples, chosen by --seed {args.seed}", flush=True)
+    return make_questions(model, samples, count=count, seed=args.seed)
+
+
+def require_open(rows: list[Row]) -> None:
+    """Raises CheckError with what failed in them."""
+    if failures := failures_of(rows):
+        raise CheckError("the gate is closed\n  " + "\n  ".join(failures))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One row to be: a graph in a runtime, the file that it runs, and what it will be asked."""
+
+    runtime: str
+    graph: Graph
+    model: Model | None = None  # where a server runs it
+    file: str | None = None  # None: eager runs none
+    plan: Plan | None = None  # set once it is known which rows share a file
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime} {self.model.backend}" if self.model else self.runtime
+
+
+def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
+    """All rows in order; those that run the same file on the same device share the batch sizes.
+
+    Raises InputError where there is none.
+    """
+    graphs = [*contract.graphs, contract.ensemble.graph.name]
+    if args.graph not in (*graphs, "all"):
+        raise InputError(f"no graph {args.graph} in {args.model}; it has {', '.join(graphs)}")
+    rows = [
+        Asked(name, graph, file=artifact_of(name, graph))
+        for graph in contract.graphs.values()
+        for name in args.runtimes
+        if name not in SERVER_RUNTIMES and args.graph in (graph.name, "all")
+    ]
+    rows += [
+        Asked(name, model.graph, model, served_file(contract, model))
+        for model in contract.models
+        for name in SERVER_RUNTIMES
+        if name in args.runtimes
+        and args.graph in (model.graph.name, "all")
+        and model != contract.decoder  # the ensemble runs that
+        and (name, model) != ("triton-cpp", contract.ensemble)  # it decodes files itself
+    ]
+    if not rows:
+        raise InputError(f"nothing to check: none of the runtimes named runs {args.graph}")
+    max_batch = contract.triton.max_batch
+    # a server that runs already may serve another file of that name
+    kinds = [
+        (row.file, row.runtime.endswith("-cuda"), is_remote(args) and row.model) for row in rows
+    ]
+    plans = {kind: iter(share_sizes(kinds.count(kind), max_batch)) for kind in kinds}
+    # eager is asked less: it is what was trained, nothing that is deployed
+    return [
+        replace(row, plan=next(plans[kind]) if row.file else quick_plan(max_batch))
+        for row, kind in zip(rows, kinds, strict=True)
+    ]
+
+
+def judged_files(args: argparse.Namespace, asked: list[Asked]) -> dict[str, str]:
+    """The SHA-256 of files that are judged whole: a server shows no golden vectors."""
+    files = {row.file for row in asked if row.file and not row.model}
+    entries = read_manifest(args.artifacts) if files else {}
+    return {file: entries[file].sha256 for file in sorted(files) if file in entries}
+
+
+def is_remote(args: argparse.Namespace) -> bool:
+    """Whether the server is one that runs already."""
+    return any(getattr(args, f"{protocol}_url") for protocol in SERVER_RUNTIMES.values())
+
+
+def served_file(contract: Contract, model: Model) -> str:
+    """The artifact behind a model of the server; the ensemble's is the classifier's."""
+    return f"{model.graph.name}{model.format}" if model.format else f"{contract.name}.onnx"
+
+
+def check_servers(
+    args: argparse.Namespace,
+    contract: Contract,
+    asked: list[Asked],
+    check: Callable[[Asked, Runtime], Row],
+) -> list[Row]:
+    """One row for each model and protocol of the server."""
+    try:
+        with servers(args, contract) as (urls, weights_sha256):
+            return [
+                check(row, open_served(row.runtime, urls[row.runtime], row.model, weights_sha256))
+                for row in asked
+                if row.model
+            ]
+    except CheckError as error:
+        failures = [f"the artifacts can't be served: {error}"]
+        return [Row(row.name, row.graph.name, 0, {}, failures=failures) for row in asked]
+
+
+@contextmanager
+def servers(
+    args: argparse.Namespace, contract: Contract
+) -> Iterator[tuple[dict[str, str], str | None]]:
+    """Address by name of a running server, or of one started on the artifacts; their weights."""
+    running = {name: getattr(args, f"{p}_url") for name, p in SERVER_RUNTIMES.items()}
+    if is_remote(args):
+        missing = [n for n in args.runtimes if n in SERVER_RUNTIMES and not running[n]]
+        if missing:
+            raise InputError(f"no address for {', '.join(missing)}; give it, or name --runtimes")
+        yield running, None  # a running server can't be asked what its weights were
+        return
+    entries = read_manifest(args.artifacts).values()
+    digests = {entry.weights_sha256 for entry in entries if entry.graph in contract.graphs}
+    with serve_artifacts(contract, args.artifacts) as server:
+        urls = {name: getattr(server, protocol) for name, protocol in SERVER_RUNTIMES.items()}
+        yield urls, ", ".join(sorted(digests))
+
+
+def report_path(args: argparse.Namespace) -> Path:
+    """Where the report goes, without a suffix."""
+    path: Path = args.report or args.artifacts / REPORT
+    return path.with_suffix("") if path.suffix in (".json", ".md") else path
+
+
+def write_report(
+    args: argparse.Namespace,
+    rows: list[Row],
+    artifacts: dict[str, str],
+    weights_sha256: str,
+    base: Path,
+) -> None:
+    about = {
+        "command": f"nin verify --model {short(args.model)} --images {args.images or 'all'} "
+        f"--seed {args.seed} --runtimes {' '.join(args.runtimes)} --graph {args.graph}",
+        "artifacts": artifacts,
+        "images": args.images or "all",
+        "seed": args.seed,
+        "weights_sha256": weights_sha256,
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("nin", "torch", "onnx")},
+    }
+    data = report(rows, about)
+    write_atomically(base.with_name(f"{base.name}.json"), json.dumps(data, indent=2).encode())
+    page = markdown(rows, about)
+    write_atomically(base.with_name(f"{base.name}.md"), page.encode())
+    print(f"Report: {short(base)}.json, {short(base)}.md")

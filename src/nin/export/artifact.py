@@ -1,0 +1,120 @@
+"""What an artifact carries, and the manifest that lists the artifacts of a folder."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nin.errors import InputError
+from nin.files import write_atomically
+from nin.gate.golden import Golden
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What every artifact says of itself, in whatever way its format stores texts."""
+
+    contract: dict[str, Any]
+    labels: tuple[str, ...]
+    golden: Golden
+    weights_sha256: str
+    versions: dict[str, str]
+
+    def to_texts(self) -> dict[str, str]:
+        return {
+            "contract": json.dumps(self.contract),
+            "labels": json.dumps(self.labels),
+            "golden": self.golden.to_json(),
+            "weights_sha256": self.weights_sha256,
+            "versions": json.dumps(self.versions),
+        }
+
+    @classmethod
+    def from_texts(cls, texts: dict[str, str]) -> "Metadata":
+        """Raises InputError where a text is missing or isn't what `to_texts` writes."""
+        try:
+            return cls(
+                contract=json.loads(texts["contract"]),
+                labels=tuple(json.loads(texts["labels"])),
+                golden=Golden.from_json(texts["golden"]),
+                weights_sha256=texts["weights_sha256"],
+                versions=json.loads(texts["versions"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"not an export of this project: its metadata can't be read ({error!r})"
+            ) from error
+
+
+METADATA_KEYS = tuple(f.name for f in fields(Metadata))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of one artifact."""
+
+    sha256: str
+    size: int
+    graph: str
+    format: str
+    opset: int | None
+    ir_version: int | None
+    weights_sha256: str
+    versions: dict[str, str]
+    proof: str = ""  # of a published version: what let it through
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """The artifacts of a folder by file name.
+
+    Raises:
+        InputError: there is no manifest, or it isn't one of this project.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"no {MANIFEST} in {folder}; export first: `nin export onnx` and "
+            "`nin export torchscript`, both with the --model"
+        )
+    try:
+        artifacts = json.loads(path.read_bytes())["artifacts"]
+        return {name: Entry(**entry) for name, entry in artifacts.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} isn't a manifest of this project ({error}); "
+            "remove it, or export again with --force"
+        ) from error
+
+
+def read_artifact(folder: Path, name: str) -> bytes:
+    """The bytes of an artifact that the manifest lists, exactly those that were exported.
+
+    Raises:
+        InputError: it isn't listed, isn't there, or a byte has changed.
+    """
+    entry = read_manifest(folder).get(name)
+    path = folder / name
+    if entry is None or not path.is_file():
+        kind = {".onnx": "onnx", ".pt": "torchscript"}.get(path.suffix, "")
+        raise InputError(
+            f"no {name} in {folder}; export it first: `nin export {kind}` with the --model, or "
+            "name the folder of its exports: --artifacts"
+        )
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
+        raise InputError(
+            f"{path} has SHA-256 {digest}, its manifest says {entry.sha256}: "
+            "the file was changed after its export; export it again"
+        )
+    return data
+
+
+def write_manifest(folder: Path, entries: dict[str, Entry]) -> None:
+    """Replaces the manifest; call it within `locked`."""
+    artifacts = {name: asdict(entries[name]) for name in sorted(entries)}
+    text = json.dumps({"artifacts": artifacts}, indent=2)
+    write_atomically(folder / MANIFEST, f"{text}\n".encode())

@@ -1,0 +1,132 @@
+"""From a model folder to files that were proven before they are there."""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from nin.contract import Graph
+from nin.errors import CheckError, InputError
+from nin.export.artifact import MANIFEST, Entry, Metadata, read_manifest, write_manifest
+from nin.export.formats import Format
+from nin.files import atomic_path, locked, make_folder
+from nin.gate.golden import GOLDEN_IMAGES, Golden, replay
+from nin.gate.reference import compute_golden
+from nin.network.build import TrainedModel
+from nin.samples import open_samples
+from nin.terminal import short
+
+
+def export_model(
+    model: TrainedModel,
+    fmt: Format,
+    output: Path,
+    *,
+    graphs: Iterable[str],
+    data_dir: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Writes the graphs of these names in one format, and lists them in the folder's manifest.
+
+    Args:
+        data_dir: where the samples lie, if not where the contract says.
+        force: overwrite files that aren't exports of this project.
+
+    Raises:
+        InputError: samples or output can't be used, a foreign file is in the way, or torch can't
+            export the network.
+        CheckError: an export doesn't reproduce the golden vectors; it isn't published.
+    """
+    samples = open_samples(model.contract, data_dir)
+    first = samples.pixels(range(min(len(samples), GOLDEN_IMAGES)))
+    make_folder(output)
+    with locked(output):
+        entries = _listed(output, force=force)
+        paths = {model.contract.graphs[name]: output / f"{name}{fmt.suffix}" for name in graphs}
+        for path in paths.values():  # all of them before the first is replaced
+            _refuse_foreign(path, fmt, force=force)
+        for graph, path in paths.items():
+            golden = compute_golden(model, graph, first)
+            entries[path.name] = _export(path, graph, fmt, model, golden)
+            # Until this is written, loaders refuse the new file: its digest isn't listed yet.
+            write_manifest(output, entries)
+
+
+def _export(path: Path, graph: Graph, fmt: Format, model: TrainedModel, golden: Golden) -> Entry:
+    start = time.perf_counter()
+    versions = fmt.versions()
+    metadata = Metadata(
+        graph.describe(), model.contract.labels, golden, model.weights_sha256, versions
+    )
+    texts = metadata.to_texts()
+    example = torch.tensor(golden.batch(graph)[:1]).repeat_interleave(2, dim=0)
+    data = fmt.export(model.module(graph), example, graph, texts)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+        _prove(temporary, graph, fmt, texts)
+    opset = f", opset {fmt.opset}, IR {fmt.ir_version}" if fmt.opset else ""
+    print(
+        f"{short(path)}: {len(data) / 1e6:.1f} MB{opset}, golden vectors replayed, "
+        f"{time.perf_counter() - start:.1f} s",
+        flush=True,
+    )
+    return Entry(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        graph=graph.name,
+        format=fmt.name,
+        opset=fmt.opset,
+        ir_version=fmt.ir_version,
+        weights_sha256=model.weights_sha256,
+        versions=versions,
+    )
+
+
+def _prove(path: Path, graph: Graph, fmt: Format, texts: dict[str, str]) -> None:
+    """Loads what was written and replays the golden vectors that it carries itself."""
+    data = path.read_bytes()
+    carried = fmt.read_texts(data)
+    if carried != texts:
+        missing = sorted(texts.keys() - carried.keys())
+        raise CheckError(
+            f"{graph.name}{fmt.suffix} doesn't carry its metadata: {missing or 'changed'}"
+        )
+    try:
+        replay(fmt.open(data, graph), graph, Golden.from_json(carried["golden"]))
+    except CheckError as error:
+        raise CheckError(f"{graph.name}{fmt.suffix} is not published: {error}") from error
+
+
+def _listed(folder: Path, *, force: bool) -> dict[str, Entry]:
+    """What the folder's manifest lists, if it has one; a foreign one is dropped with force."""
+    path = folder / MANIFEST
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; move it away, or choose another --output")
+    if not path.exists():
+        return {}
+    try:
+        return read_manifest(folder)
+    except InputError:
+        if not force:
+            raise
+        return {}
+
+
+def _refuse_foreign(path: Path, fmt: Format, *, force: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; move it away, or choose another --output")
+    if path.exists() and not force and not _is_export(path, fmt):
+        raise InputError(
+            f"{path} exists and isn't a whole export of this project; "
+            "use --force to overwrite it, or choose another --output"
+        )
+
+
+def _is_export(path: Path, fmt: Format) -> bool:
+    try:
+        Metadata.from_texts(fmt.read_texts(path.read_bytes()))
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The judge: does every runtime answer like the trained network?"""

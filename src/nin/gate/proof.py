@@ -1,0 +1,92 @@
+"""What stands between exports and a model repository: the gate's word on these very files."""
+
+import json
+from pathlib import Path
+
+from nin.contract import Contract
+from nin.errors import CheckError
+from nin.export.artifact import read_manifest
+from nin.gate.golden import GOLDEN_IMAGES
+from nin.gate.parity import check_parity, failures_of
+from nin.gate.questions import make_questions, quick_plan, seed_of_today
+from nin.gate.runtimes.registry import artifact_of, open_runtime
+from nin.network.build import load_model
+from nin.samples import open_samples
+from nin.terminal import short
+
+REPORT = "parity"  # .json, beside the artifacts
+
+# They load every file that is published.
+_RUNTIMES = ("onnxruntime", "torchscript")
+
+
+def prove(
+    contract: Contract, artifacts: Path, *, weights: Path | None, data_dir: Path | None
+) -> str:
+    """How the exports are proven: by the gate's report of these very files, or by a quick gate now.
+
+    Raises:
+        InputError: an export, the weights or the images can't be used.
+        CheckError: the gate is closed.
+    """
+    entries = read_manifest(artifacts)
+    graphs = contract.graphs.values()
+    names = [artifact_of(name, graph) for graph in graphs for name in _RUNTIMES]
+    exported = {(name, entries[name].sha256) for name in names if name in entries}
+    path = artifacts / f"{REPORT}.json"
+    passed, judged = _read_report(path)
+    if not passed and exported & judged:
+        raise CheckError(
+            f"{short(path)} says that the gate is closed for these exports; see there why, export "
+            "again, or publish them --unproven"
+        )
+    if len(exported) == len(names) and exported <= judged:
+        return "gate"
+    print(f"no report of these exports in {short(path)}, which `nin verify` writes;")
+    print(
+        f"the quick gate instead: {GOLDEN_IMAGES} samples by seed {seed_of_today()}, "
+        "few batch sizes, no server, no C++",
+        flush=True,
+    )
+    _pass_quick_gate(contract.folder, artifacts, weights=weights, data_dir=data_dir)
+    return "quick gate"
+
+
+def _read_report(path: Path) -> tuple[bool, set[tuple[str, str]]]:
+    """Its verdict, and the files that it is about, each with its SHA-256."""
+    try:
+        data = json.loads(path.read_bytes())
+        passed = data["passed"] is True
+        if passed and data["images"] != "all" and data["images"] < GOLDEN_IMAGES:
+            return False, set()  # fewer than the quick gate asks
+        return passed, set(data["artifacts"].items())
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False, set()
+
+
+def _pass_quick_gate(
+    folder: Path, artifacts: Path, *, weights: Path | None, data_dir: Path | None
+) -> None:
+    """Raises CheckError with the reasons where the gate is closed."""
+    model = load_model(folder, weights)
+    runtimes = [
+        (name, graph, open_runtime(name, graph, artifacts=artifacts, model=model))
+        for graph in model.contract.graphs.values()
+        for name in _RUNTIMES
+    ]
+    questions = make_questions(
+        model,
+        open_samples(model.contract, data_dir),
+        count=GOLDEN_IMAGES,
+        seed=seed_of_today(),
+    )
+    rows = [
+        check_parity(name, runtime, graph, questions, quick_plan(graph.max_batch))
+        for name, graph, runtime in runtimes
+    ]
+    if failures := failures_of(rows):
+        raise CheckError(
+            "nothing is published, the gate is closed\n  "
+            + "\n  ".join(failures)
+            + "\nexport again, or give the --weights of these exports; --unproven overrules"
+        )
