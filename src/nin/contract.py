@@ -158,7 +158,8 @@ class Model:
     @property
     def filename(self) -> str:
         """What the official backend looks for in a version's folder."""
-        return f"model{self.format}"
+        assert self.format is not None
+        return f"model.{self.format.rpartition('.')[2]}"
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,9 @@ class Contract:
     pixels: Pixels
     files: Files
     samples: Samples
-    calibration: Samples | None
+    calibration: Samples | None  # of int8, which is served where it is given
     triton: Triton
+    openvino: bool = False  # whether int8 is served by that backend too, which not every server has
 
     @cached_property
     def network_graph(self) -> Graph:
@@ -225,11 +227,15 @@ class Contract:
     def models(self) -> tuple[Model, ...]:
         """The models of the Triton repository."""
         network, classifier = self.network_graph, self.classifier_graph
+        int8 = Model(f"{classifier.name}_int8", classifier, "onnxruntime", ".int8.onnx")
+        openvino = Model(f"{classifier.name}_openvino", classifier, "openvino", ".int8.onnx")
         return (
             Model(f"{network.name}_onnx", network, "onnxruntime", ".onnx"),
             Model(f"{network.name}_torchscript", network, "pytorch", ".pt"),
             Model(classifier.name, classifier, "onnxruntime", ".onnx"),
             Model(f"{classifier.name}_torchscript", classifier, "pytorch", ".pt"),
+            *([int8] if self.calibration else []),
+            *([openvino] if self.calibration and self.openvino else []),
             self.decoder,
             self.ensemble,
         )

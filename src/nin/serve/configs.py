@@ -163,11 +163,15 @@ def _subject(contract: Contract, model: Model) -> str:
             f"PNG or JPEG files to probabilities: {contract.decoder.name}, then the newest version "
             f"of {contract.name}."
         )
-    what = (
-        "The classifier: raw pixels to probabilities."
-        if model.graph.files
-        else f"The network: images ({_by(model.graph.input.shape)} floats) to logits."
-    )
+    if not model.graph.files:
+        what = f"The network: images ({_by(model.graph.input.shape)} floats) to logits."
+    elif model.format and model.format.startswith(".int8"):
+        what = (
+            "The classifier in int8, the fastest on a CPU: raw pixels to probabilities, within the "
+            "losses that the gate allows (docs/parity.md)."
+        )
+    else:
+        what = "The classifier: raw pixels to probabilities."
     return f"{what} Published by `nin publish`."
 
 

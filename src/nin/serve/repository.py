@@ -344,7 +344,7 @@ def _artifact_name(folder: Path) -> str | None:
     """The file that a version's folder holds, or should; None where it holds no artifact."""
     manifest = folder / MANIFEST
     listed = manifest.read_bytes() if manifest.is_file() else b""
-    names = [f"model{suffix}" for suffix in FORMATS]
+    names = {f"model.{suffix.rpartition('.')[2]}" for suffix in FORMATS}
     found = (n for n in names if (folder / n).is_file() or f'"{n}"'.encode() in listed)
     return next(found, None)
 

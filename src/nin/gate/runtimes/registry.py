@@ -17,32 +17,32 @@ from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.gate.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
 from nin.network.build import TrainedModel
 
-Open = Callable[[Path, Graph, str], Runtime]  # from the folder of the exports, on a device
+Open = Callable[[Path, Graph, str], Runtime]  # from the file of an export, on a device
 
 
-def _open_ort(artifacts: Path, graph: Graph, device: str) -> Runtime:
-    return OrtRuntime(read_artifact(artifacts, f"{graph.name}.onnx"), graph, device=device)
+def _open_ort(file: Path, graph: Graph, device: str) -> Runtime:
+    return OrtRuntime(read_artifact(file.parent, file.name), graph, device=device)
 
 
-def _open_torchscript(artifacts: Path, graph: Graph, device: str) -> Runtime:
-    return TorchScriptRuntime(read_artifact(artifacts, f"{graph.name}.pt"), graph, device=device)
+def _open_torchscript(file: Path, graph: Graph, device: str) -> Runtime:
+    return TorchScriptRuntime(read_artifact(file.parent, file.name), graph, device=device)
 
 
-def _open_libtorch(artifacts: Path, graph: Graph, device: str) -> Runtime:
-    return LibTorchRuntime(artifacts, graph, device=device)
+def _open_libtorch(file: Path, graph: Graph, device: str) -> Runtime:
+    return LibTorchRuntime(file, graph, device=device)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    suffix: str  # of the file that it loads
+    suffixes: tuple[str, ...]  # of the files that it loads
     open: Open
 
 
 _EAGER = "eager"  # what was trained: it loads no file
 _KINDS = {
-    "torchscript": _Kind(".pt", _open_torchscript),
-    "onnxruntime": _Kind(".onnx", _open_ort),
-    "libtorch": _Kind(".pt", _open_libtorch),
+    "torchscript": _Kind((".pt",), _open_torchscript),
+    "onnxruntime": _Kind((".onnx", ".int8.onnx"), _open_ort),
+    "libtorch": _Kind((".pt",), _open_libtorch),
 }
 
 CPU_RUNTIMES = (_EAGER, *_KINDS)
@@ -55,16 +55,19 @@ def available_runtimes() -> tuple[str, ...]:
     return tuple(n for n in names if not n.startswith("libtorch") or cpp_tools_are_built())
 
 
-def artifact_of(name: str, graph: Graph) -> str | None:
-    """The file that the runtime `name`, one of RUNTIMES, loads; None for eager."""
+def suffixes_of(name: str) -> tuple[str, ...]:
+    """Of the files that the runtime `name`, one of RUNTIMES, loads; none for eager."""
     kind = _KINDS.get(name.partition("-")[0])
-    return f"{graph.name}{kind.suffix}" if kind else None
+    return kind.suffixes if kind else ()
 
 
-def open_runtime(name: str, graph: Graph, *, artifacts: Path, model: TrainedModel) -> Runtime:
+def open_runtime(
+    name: str, graph: Graph, suffix: str | None = None, *, artifacts: Path, model: TrainedModel
+) -> Runtime:
     """Loads `graph` in the runtime `name`, one of RUNTIMES.
 
     Args:
+        suffix: of the file; the first of `suffixes_of(name)` if not given.
         artifacts: folder of the exports; what is loaded is what its manifest vouches for.
         model: for eager, which runs the network itself.
 
@@ -79,7 +82,8 @@ def open_runtime(name: str, graph: Graph, *, artifacts: Path, model: TrainedMode
         raise InputError(f"no CUDA device for {name}; this machine has {', '.join(CPU_RUNTIMES)}")
     if kind == _EAGER:
         return EagerRuntime(model, graph, device=device)
-    return _KINDS[kind].open(artifacts, graph, device)
+    suffix = suffix or suffixes_of(kind)[0]
+    return _KINDS[kind].open(artifacts / f"{graph.name}{suffix}", graph, device)
 
 
 def open_served(name: str, url: str, model: Model, weights_sha256: str | None) -> Runtime:
