@@ -218,17 +218,20 @@ def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
     ]
     if not rows:
         raise InputError(f"nothing to check: none of the runtimes named runs {args.graph}")
-    max_batch = contract.triton.max_batch
-    # a server that runs already may serve another file of that name
-    kinds = [
-        (row.file, row.runtime.endswith("-cuda"), is_remote(args) and row.model) for row in rows
-    ]
-    plans = {kind: iter(share_sizes(kinds.count(kind), max_batch)) for kind in kinds}
+    kinds = [(row.graph.max_batch, sharing_of(args, row)) for row in rows]
+    plans = {kind: iter(share_sizes(kinds.count(kind), kind[0])) for kind in kinds}
     # eager is asked less: it is what was trained, nothing that is deployed
     return [
-        replace(row, plan=next(plans[kind]) if row.file else quick_plan(max_batch))
+        replace(row, plan=next(plans[kind]) if row.file else quick_plan(kind[0]))
         for row, kind in zip(rows, kinds, strict=True)
     ]
+
+
+def sharing_of(args: argparse.Namespace, row: Asked) -> object:
+    """What rows have in common that run the same file by the same library on the same device."""
+    openvino = "openvino" in (row.runtime, row.model and row.model.backend)
+    # a server that runs already may serve another file of that name
+    return row.file, openvino, row.runtime.endswith("-cuda"), is_remote(args) and row.model
 
 
 def judged_files(args: argparse.Namespace, asked: list[Asked]) -> dict[str, str]:
