@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from nin.client import URLS, Client, Protocol
 from nin.contract import Contract, openvino_model
@@ -28,6 +29,8 @@ from nin.gate.runtimes.triton import TritonRuntime
 from nin.network.build import load_model
 from nin.paths import ROOT
 from nin.samples import open_samples
+from nin.serve.backends.batching import BackendError, Instance
+from nin.serve.backends.openvino_backend import OpenVinoModel
 from nin.serve.configs import Layout, config_text, parse
 from nin.serve.repository import publish
 from nin.serve.server import PORTS, Server, serve
@@ -254,7 +257,6 @@ def added(text: str) -> Change:
         (added('input [ { name: "mask" data_type: TYPE_UINT8 dims: [16, 20] } ]'),
          "configuration expects 2 inputs, model provides 1"),
         (swapped('default_model_filename: "model.onnx"', ""), "model.xml"),
-        (swapped("KIND_CPU", "KIND_GPU"), ""),
         (parameter("INFERENCE_NUM_THREADS", "all"),
          "'INFERENCE_NUM_THREADS' to be a non-negative number, got all"),
         (parameter("INFERENCE_NUM_THREADS", "99999999999"), "openvino error in"),
@@ -266,7 +268,7 @@ def added(text: str) -> Change:
         (parameter("CPU_EXTENSION_PATH", "/nowhere.so"), "loading custom CPU extensions"),
     ],
     ids=["input name", "output name", "input dtype", "output dtype", "dims", "rank", "wildcard",
-         "inputs", "file", "kind", "threads", "range", "compilation", "streams", "hint", "bf16",
+         "inputs", "file", "threads", "range", "compilation", "streams", "hint", "bf16",
          "device", "extension"],
 )  # fmt: skip
 def test_refuses_at_load(repository: Path, server: Server, change: Change, message: str) -> None:
@@ -283,8 +285,9 @@ def test_refuses_at_load(repository: Path, server: Server, change: Change, messa
         parameter("ENABLE_BATCH_PADDING", "maybe"),  # everything but yes is no
         parameter("UNHEARD", "of"),
         parameter("HINT_BF16", "yes"),
+        parameter("RESHAPE_IO_LAYERS", "YES"),
     ],
-    ids=["streams", "hint", "boolean", "unknown", "bf16"],
+    ids=["streams", "hint", "boolean", "unknown", "bf16", "reshape"],
 )
 def test_reads_values_as_generously_as_officially(
     repository: Path, server: Server, change: Change
@@ -298,14 +301,37 @@ def test_reads_values_as_generously_as_officially(
 def test_converts_datatypes(repository: Path, server: Server) -> None:
     """Another one in the configuration is no error there."""
     name = variant(
-        repository, swapped("TYPE_UINT8", "TYPE_FP32"), swapped("TYPE_FP32\n", "TYPE_FP32\n")
+        repository, swapped("TYPE_FP32", "TYPE_FP16"), swapped("TYPE_UINT8", "TYPE_FP32")
     )
     pixels = np.full((1, 16, 20), 200, np.uint8)
     with Client(server.http) as client:
         client.load(name)
-        found = client.infer(name, {"pixels": pixels.astype(np.float32)})
-        expected = client.infer("small_openvino", {"pixels": pixels})
-    np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+        found = client.infer(name, {"pixels": pixels.astype(np.float32)})["logits"]
+        expected = client.infer("small_openvino", {"pixels": pixels})["logits"]
+    assert (found.dtype, expected.dtype) == (np.float16, np.float32)
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+
+
+def instance_of(repository: Path, name: str, device: int | None = None) -> Instance:
+    """What the server says of an instance, as far as a load needs it."""
+    config = MessageToDict(
+        parse((repository / name / "config.pbtxt").read_text()), preserving_proto_field_name=True
+    )
+    return Instance(config, repository / name / "1", f"{name}_0", device)
+
+
+def test_the_instances_of_a_model_share_it_until_its_file_changes(repository: Path) -> None:
+    name = variant(repository)
+    first, second = (OpenVinoModel(instance_of(repository, name)) for _ in range(2))
+    assert first._model is second._model
+    os.utime(repository / name / "1" / "model.onnx", (0, 0))
+    third = OpenVinoModel(instance_of(repository, name))
+    assert third._model is not first._model
+
+
+def test_refuses_a_gpu(repository: Path) -> None:
+    with pytest.raises(BackendError, match="OpenVINO backend supports only Kind CPU and AUTO"):
+        OpenVinoModel(instance_of(repository, "small_openvino", device=0))
 
 
 # Batches are of max_batch_size, or an error, or padded.

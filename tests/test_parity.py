@@ -35,7 +35,7 @@ from nin.gate.reference import Reference, compute_golden, compute_reference
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.eager import run_module
 from nin.gate.runtimes.ort import OrtRuntime
-from nin.gate.runtimes.registry import CPU_RUNTIMES, available_runtimes, open_runtime
+from nin.gate.runtimes.registry import CUDA_RUNTIMES, available_runtimes, open_runtime
 from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
@@ -120,12 +120,12 @@ def test_resnet18_passes_at_its_full_size(
     options = ("--model", tmp_path / "model", "--artifacts", tmp_path / "artifacts")
     ended = script(VERIFY, *options)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.count("| pass ") == 8 + 4 * 3 + 2
+    assert ended.out.count("| pass ") == 10 + 4 * 3 + 2
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
-@pytest.mark.parametrize("name", [f"{name}-cuda" for name in CPU_RUNTIMES])
+@pytest.mark.parametrize("name", CUDA_RUNTIMES)
 def test_cuda_passes(
     name: str, graph: Graph, artifacts: Path, model: TrainedModel, gate: "Gate"
 ) -> None:
