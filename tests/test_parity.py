@@ -61,7 +61,7 @@ def test_every_artifact_in_every_runtime_passes(
     assert (ended.code, ended.err) == (0, "")
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["passed"]
-    assert len(data["rows"]) == 8 + 4 * 3 + 2
+    assert len(data["rows"]) == 10 + 4 * 3 + 2
     for row in data["rows"]:
         assert (row["images"], row["flips"]) == (16, 0)
         assert row["accuracy"] > 0.8
@@ -138,7 +138,7 @@ def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the script that aren't about batch sizes: seconds instead of half a minute."""
     monkeypatch.setattr(
         "nin.commands.verify.share_sizes",
-        lambda sharing, max_batch: [QUICK] * sharing,
+        lambda sharing, max_batch: [quick_plan(max_batch)] * sharing,
     )
 
 
