@@ -33,7 +33,7 @@ from nin.gate.questions import (
 from nin.gate.reference import Reference, compute_golden, compute_reference
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.eager import run_module
-from nin.gate.runtimes.registry import CPU_RUNTIMES, available_runtimes, open_runtime
+from nin.gate.runtimes.registry import CUDA_RUNTIMES, available_runtimes, open_runtime
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
 from nin.network.weights import save_weights
@@ -58,7 +58,7 @@ def test_every_artifact_in_every_runtime_passes(
     assert (ended.code, ended.err) == (0, "")
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["passed"]
-    assert len(data["rows"]) == 9 + 5 * 3 + 2
+    assert len(data["rows"]) == 12 + 5 * 3 + 2
     for row in data["rows"]:
         int8 = row["format"] == ".int8.onnx"
         assert row["images"] == 16
@@ -124,12 +124,12 @@ def test_resnet18_passes_at_its_full_size(
     options = ("--model", tmp_path / "model", "--artifacts", tmp_path / "artifacts")
     ended = script(VERIFY, *options)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.count("| pass ") == 8 + 4 * 3 + 2
+    assert ended.out.count("| pass ") == 10 + 4 * 3 + 2
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
-@pytest.mark.parametrize("name", [f"{name}-cuda" for name in CPU_RUNTIMES])
+@pytest.mark.parametrize("name", CUDA_RUNTIMES)
 def test_cuda_passes(
     name: str, graph: Graph, artifacts: Path, model: TrainedModel, gate: "Gate"
 ) -> None:
@@ -142,7 +142,7 @@ def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the script that aren't about batch sizes: seconds instead of half a minute."""
     monkeypatch.setattr(
         "nin.commands.verify.share_sizes",
-        lambda sharing, max_batch: [QUICK] * sharing,
+        lambda sharing, max_batch: [quick_plan(max_batch)] * sharing,
     )
 
 

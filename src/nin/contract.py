@@ -7,7 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +162,14 @@ class Model:
         return f"model.{self.format.rpartition('.')[2]}"
 
 
+def openvino_model(graph: Graph, suffix: str) -> Model:
+    """A graph on the openvino backend, an image at a time.
+
+    That backend computes max_batch_size images whatever is asked, and OpenVINO is as fast with one.
+    """
+    return Model(f"{graph.name}_openvino", replace(graph, max_batch=1), "openvino", suffix)
+
+
 @dataclass(frozen=True)
 class Contract:
     """One model folder's `model.toml`."""
@@ -228,7 +236,7 @@ class Contract:
         """The models of the Triton repository."""
         network, classifier = self.network_graph, self.classifier_graph
         int8 = Model(f"{classifier.name}_int8", classifier, "onnxruntime", ".int8.onnx")
-        openvino = Model(f"{classifier.name}_openvino", classifier, "openvino", ".int8.onnx")
+        openvino = openvino_model(classifier, ".int8.onnx")
         return (
             Model(f"{network.name}_onnx", network, "onnxruntime", ".onnx"),
             Model(f"{network.name}_torchscript", network, "pytorch", ".pt"),

@@ -151,14 +151,9 @@ def execute(args: argparse.Namespace) -> None:
 
     def check(row: Asked, runtime: Runtime) -> Row:
         assert row.plan is not None
-        return check_parity(
-            row.name,
-            runtime,
-            row.graph,
-            questions_for(row.graph, row.suffix),
-            row.plan,
-            row.suffix or "-",
-        )
+        graph = contract.graphs.get(row.graph.name, row.graph)  # with the batches of the file
+        asked_of_row = questions_for(graph, row.suffix)
+        return check_parity(row.name, runtime, row.graph, asked_of_row, row.plan, row.suffix or "-")
 
     rows = [check(row, runtime) for row, runtime in runtimes]
     if served := [row for row in asked if row.model]:
@@ -241,21 +236,11 @@ def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
     ]
     if not rows:
         raise InputError(f"nothing to check: none of the runtimes named runs {args.graph}")
-    max_batch = contract.triton.max_batch
-    # a server that runs already may serve another file of that name
-    kinds = [
-        (
-            contract.name if row.model == contract.ensemble else row.graph.name,
-            row.suffix,
-            row.runtime.endswith("-cuda"),
-            is_remote(args) and row.model,
-        )
-        for row in rows
-    ]
-    plans = {kind: iter(share_sizes(kinds.count(kind), max_batch)) for kind in kinds}
+    kinds = [(row.graph.max_batch, sharing_of(args, contract, row)) for row in rows]
+    plans = {kind: iter(share_sizes(kinds.count(kind), kind[0])) for kind in kinds}
     # eager is asked less: it is what was trained, nothing that is deployed
     return [
-        replace(row, plan=next(plans[kind]) if row.suffix else quick_plan(max_batch))
+        replace(row, plan=next(plans[kind]) if row.suffix else quick_plan(kind[0]))
         for row, kind in zip(rows, kinds, strict=True)
     ]
 
@@ -274,6 +259,15 @@ def suffixes_to_check(
         for suffix in suffixes
         if (graph.name, suffix) in published or f"{graph.name}{suffix}" in listed
     ]
+
+
+def sharing_of(args: argparse.Namespace, contract: Contract, row: Asked) -> object:
+    """What rows have in common that run the same file by the same library on the same device."""
+    name = contract.name if row.model == contract.ensemble else row.graph.name
+    openvino = "openvino" in (row.runtime, row.model and row.model.backend)
+    # a server that runs already may serve another file of that name
+    other_file = is_remote(args) and row.model
+    return name, row.suffix, openvino, row.runtime.endswith("-cuda"), other_file
 
 
 def judged_files(args: argparse.Namespace, asked: list[Asked]) -> dict[str, str]:

@@ -263,7 +263,7 @@ def check_concurrency(runtime: Runtime, graph: Graph, questions: Questions) -> I
     In a server these meet in dynamic batches, whose outputs it has to split again.
     """
     reference = questions.reference
-    sizes = [size for size in _AT_ONCE if size <= graph.max_batch]
+    sizes = [min(size, graph.max_batch) for size in _AT_ONCE]
     batches = [
         np.arange(end - size, end) % len(reference.pixels)
         for end, size in zip(np.cumsum(sizes), sizes, strict=True)

@@ -12,6 +12,7 @@ from nin.export.artifact import read_artifact
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_are_built
 from nin.gate.runtimes.eager import EagerRuntime
+from nin.gate.runtimes.openvino import OpenVinoRuntime, openvino_is_installed
 from nin.gate.runtimes.ort import OrtRuntime
 from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.gate.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
@@ -28,6 +29,11 @@ def _open_torchscript(file: Path, graph: Graph, device: str) -> Runtime:
     return TorchScriptRuntime(read_artifact(file.parent, file.name), graph, device=device)
 
 
+def _open_openvino(file: Path, graph: Graph, device: str) -> Runtime:
+    assert device == "cpu"
+    return OpenVinoRuntime(read_artifact(file.parent, file.name), graph)
+
+
 def _open_libtorch(file: Path, graph: Graph, device: str) -> Runtime:
     return LibTorchRuntime(file, graph, device=device)
 
@@ -42,17 +48,21 @@ _EAGER = "eager"  # what was trained: it loads no file
 _KINDS = {
     "torchscript": _Kind((".pt",), _open_torchscript),
     "onnxruntime": _Kind((".onnx", ".int8.onnx"), _open_ort),
+    "openvino": _Kind((".onnx", ".int8.onnx"), _open_openvino),
     "libtorch": _Kind((".pt",), _open_libtorch),
 }
+_CPU_ONLY = ("openvino",)
 
 CPU_RUNTIMES = (_EAGER, *_KINDS)
-RUNTIMES = (*CPU_RUNTIMES, *(f"{name}-cuda" for name in CPU_RUNTIMES))
+CUDA_RUNTIMES = tuple(f"{name}-cuda" for name in CPU_RUNTIMES if name not in _CPU_ONLY)
+RUNTIMES = (*CPU_RUNTIMES, *CUDA_RUNTIMES)
 
 
 def available_runtimes() -> tuple[str, ...]:
-    """The runtimes that this machine has the devices for, and that are built."""
+    """The runtimes that this machine has the devices for, and that are built or installed."""
     names = RUNTIMES if torch.cuda.is_available() else CPU_RUNTIMES
-    return tuple(n for n in names if not n.startswith("libtorch") or cpp_tools_are_built())
+    there = {"libtorch": cpp_tools_are_built(), "openvino": openvino_is_installed()}
+    return tuple(name for name in names if there.get(name.partition("-")[0], True))
 
 
 def suffixes_of(name: str) -> tuple[str, ...]:
