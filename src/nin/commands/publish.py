@@ -3,23 +3,25 @@
 nin publish                              # the built-in model's, to model_repository/
 nin publish --load 127.0.0.1:8000        # and a running server swaps to it
 nin publish --model models/resnet18 --repository served --cores 8
+nin publish --openvino                   # int8 by OpenVINO too, where the server has that backend
 nin publish --list
 nin publish --rollback --load 127.0.0.1:8000
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from nin.client import Client
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
-from nin.contract import Contract, load_contract
+from nin.contract import Contract, load_contract, openvino_model
 from nin.errors import CheckError, InputError, ServerError
 from nin.export.artifact import read_manifest
 from nin.files import locked
 from nin.gate.proof import prove
 from nin.paths import MODEL_REPOSITORY
 from nin.serve.configs import Layout, layout_for
-from nin.serve.repository import UNPROVEN, prune, publish, rollback, versions
+from nin.serve.repository import UNPROVEN, model_names, prune, publish, rollback, versions
 from nin.terminal import positive, short, table
 
 LOAD_TIMEOUT_S = 300.0  # a server that is busy answering takes its time to load
@@ -47,6 +49,12 @@ def add_options(options: argparse.ArgumentParser) -> None:
         "--keep", type=positive, metavar="N", help="then remove all but the newest N versions"
     )
     options.add_argument(
+        "--openvino",
+        action="store_true",
+        help="serve int8 by the openvino backend too, from now on; the embedded server needs the "
+        "extra openvino for it",
+    )
+    options.add_argument(
         "--load",
         metavar="HOST:PORT",
         help="then let the server there (HTTP, model control mode explicit) load what is newest",
@@ -72,6 +80,9 @@ def execute(args: argparse.Namespace) -> None:
         show(args.repository)
         return
     contract = load_contract(args.model)
+    contract = replace(contract, openvino=args.openvino or has_openvino(contract, args.repository))
+    if args.openvino and not contract.calibration:
+        raise InputError(f"--openvino serves int8, for which {args.model} has no [calibration]")
     layout = _layout(args)
     repository = short(args.repository.resolve())
     server = Client(args.load, protocol="http", timeout_s=LOAD_TIMEOUT_S) if args.load else None
@@ -89,6 +100,12 @@ def execute(args: argparse.Namespace) -> None:
         print(f"{args.load}: loaded version {version}")
     if args.keep is not None and (removed := prune(contract, args.repository, args.keep)):
         print(f"{repository}: removed version {', '.join(map(str, removed))}")
+
+
+def has_openvino(contract: Contract, repository: Path) -> bool:
+    """Whether the repository serves the model by OpenVINO: it goes on to do so."""
+    name = openvino_model(contract.classifier_graph, "").name
+    return name in (model_names(repository) if repository.is_dir() else [])
 
 
 def _layout(args: argparse.Namespace) -> Layout | None:

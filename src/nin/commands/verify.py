@@ -47,6 +47,7 @@ from nin.gate.reduced import questions_of_file
 from nin.gate.releases import check_releases
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.cpp import cpp_tools_are_built
+from nin.gate.runtimes.openvino import openvino_is_installed
 from nin.gate.runtimes.registry import (
     RUNTIMES,
     available_runtimes,
@@ -120,6 +121,7 @@ def available_servers() -> tuple[str, ...]:
 
 def execute(args: argparse.Namespace) -> None:
     contract = load_contract(args.model)
+    contract = replace(contract, openvino=openvino_is_installed() and not is_remote(args))
     args.artifacts = artifacts_of(contract, args.artifacts)
     samples = open_samples(contract, args.data_dir)
     if args.images is not None and args.images >= len(samples):
