@@ -365,7 +365,7 @@ def test_another_model_goes_through_the_gate(small: Path, nin: Script, tmp_path:
 @pytest.mark.parametrize(
     ("break_folder", "reason"),
     [
-        (lambda f: shutil.rmtree(f / "calibration"), "no folder of images at .*nothing is there"),
+        (lambda f: shutil.rmtree(f / "calibration"), "no folder of samples at .*nothing is there"),
         (
             lambda f: [p.unlink() for p in sorted((f / "calibration").iterdir())[31:]],
             f"holds 31 images, expected {LEAST_CALIBRATION} or more training images",

@@ -91,7 +91,7 @@ def test_onnx_and_torchscript_files_are_what_the_config_says(
     config = committed(served)
     path = repository / served.name / "1" / served.filename
     inputs, outputs = [i.name for i in config.input], [o.name for o in config.output]
-    if served.format == ".onnx":
+    if served.filename == "model.onnx":
         graph = onnx.load(path).graph
         assert [i.name for i in graph.input] == inputs
         assert [o.name for o in graph.output] == outputs

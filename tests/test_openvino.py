@@ -144,9 +144,10 @@ def test_the_configuration_divides_the_machine(gpu: bool) -> None:
     model = openvino_model(CONTRACT.classifier_graph, ".int8.onnx")
     config = parse(config_text(CONTRACT, model, replace(LAYOUT, gpu=gpu)))
     assert (config.name, config.backend) == ("fashion_mnist_openvino", "openvino")
-    assert config.default_model_filename == "model.int8.onnx"
+    assert config.default_model_filename == "model.onnx"
     values = {name: value.string_value for name, value in config.parameters.items()}
     assert values.pop("files")
+    assert values.pop("decoder") == "decode_image"
     assert values == {"NUM_STREAMS": "2", "INFERENCE_NUM_THREADS": "6"}
     [group] = config.instance_group
     assert (group.count, group.kind) == (2, group.KIND_CPU)  # the backend knows no other

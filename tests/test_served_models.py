@@ -1,5 +1,6 @@
 """A live server of several models, none of them the built-in one."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from nin.client import Client
+from nin.client import AsyncClient, Client, Prediction
 from nin.contract import Contract, load_contract
 from nin.decoder import decode
-from nin.errors import InputError
+from nin.errors import InputError, ServerError
 from nin.serve.repository import publish, versions
 from nin.serve.server import PORTS, Server, serve
 from tests.conftest import Script
@@ -125,3 +126,26 @@ def test_labels_are_the_models_own_whatever_they_are(
 def test_which_model_is_meant_has_to_be_said(client: Client) -> None:
     with pytest.raises(InputError, match="imagenet.*small"):
         client.classify(np.zeros((1, 16, 20), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["small_torchscript", "imagenet_torchscript"])
+def test_files_for_a_model_without_an_ensemble(
+    client: Client, lenet: Contract, photographs: Contract, name: str
+) -> None:
+    """Its configuration names the decoder that makes its pixels."""
+    contract = lenet if name.startswith("small") else photographs
+    files = files_of(contract, 7)  # more than one batch holds
+    found = client.classify_files(files, model=name)
+    assert found == client.classify(decoded(contract, files), model=name)
+    assert asyncio.run(_ask_at_once(client.url, files, name)) == found
+    assert client.classify_files([], model=name) == []
+
+
+async def _ask_at_once(url: str, files: list[bytes], name: str) -> list[list[Prediction]]:
+    async with AsyncClient(url) as client:
+        return await client.classify_files(files, model=name)
+
+
+def test_an_unknown_model_is_named_as_it_was_asked_for(client: Client) -> None:
+    with pytest.raises(ServerError, match=r"'nosuch'"):
+        client.classify_files([b"x"], model="nosuch")

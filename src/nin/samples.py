@@ -20,7 +20,6 @@ Pixels = NDArray[np.uint8]
 _PREFERRED = ("t10k-", "train-")
 _IMAGES, _LABELS = "images-idx?-ubyte", "labels-idx1-ubyte"
 
-LEAST_SAMPLES = 4  # fewer would prove next to nothing
 LEAST_CALIBRATION = 32
 _MOST_CALIBRATION = 512  # more change nothing but the time
 _AT_A_TIME = 1024  # samples in memory
@@ -63,11 +62,8 @@ def open_samples(contract: Contract, data_dir: Path | None = None) -> SampleSet:
     """
     source = replace(contract.samples, path=data_dir or contract.samples.path)
     samples = _open(source, contract)
-    if len(samples) < LEAST_SAMPLES:
-        raise InputError(
-            f"{source.path} holds {len(samples)} samples, expected {LEAST_SAMPLES} or more: "
-            f"{_EXPECTED[source.kind]}"
-        )
+    if not len(samples):
+        raise InputError(f"{source.path} holds no samples, expected {_EXPECTED[source.kind]}")
     return samples
 
 
@@ -110,7 +106,7 @@ def _open(source: Samples, contract: Contract) -> SampleSet:
     if not source.path.is_dir():
         there = "a file" if source.path.exists() else "nothing"
         raise InputError(
-            f"no folder of images at {source.path}: {there} is there, "
+            f"no folder of samples at {source.path}: {there} is there, "
             f"expected {_EXPECTED[source.kind]}"
         )
     return (_open_idx if source.kind == "idx" else _open_folder)(source.path, contract)

@@ -12,7 +12,7 @@ from nin.errors import CheckError, InputError
 from nin.export.artifact import MANIFEST, Entry, Metadata, read_manifest, write_manifest
 from nin.export.formats import Format
 from nin.files import atomic_path, locked, make_folder
-from nin.gate.golden import GOLDEN_IMAGES, Golden, replay
+from nin.gate.golden import GOLDEN_IMAGES, LEAST_IMAGES, Golden, replay
 from nin.gate.reduced import quantised_golden
 from nin.gate.reference import batch_for, compute_golden
 from nin.network.build import TrainedModel
@@ -42,6 +42,11 @@ def export_model(
         CheckError: an export doesn't reproduce the golden vectors; it isn't published.
     """
     samples = open_samples(model.contract, data_dir)
+    if len(samples) < LEAST_IMAGES:
+        raise InputError(
+            f"{data_dir or model.contract.samples.path} holds {len(samples)} samples, expected "
+            f"{LEAST_IMAGES} or more: an export carries them to prove itself"
+        )
     first = samples.pixels(range(min(len(samples), GOLDEN_IMAGES)))
     calibration = open_calibration(model.contract, samples) if fmt.unfused else None
     make_folder(output)

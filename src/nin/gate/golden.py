@@ -16,7 +16,7 @@ from nin.images import encode_png, encoded
 # How many samples travel in every artifact with their reference outputs: as many as stay within
 # the bytes, but no fewer than the least.
 GOLDEN_IMAGES = 32
-_LEAST_IMAGES = 4
+LEAST_IMAGES = 4
 _LARGEST_BYTES = 750_000  # 1 MB as base64
 
 
@@ -64,7 +64,7 @@ def golden_count(graph: Graph, samples: int) -> int:
     """How many of so many samples an artifact of `graph` carries."""
     outputs = sum(8 * math.prod(t.shape) for t in graph.outputs)  # float64
     size = math.prod(graph.input.shape) + outputs
-    return min(samples, max(_LEAST_IMAGES, min(GOLDEN_IMAGES, _LARGEST_BYTES // size)))
+    return min(samples, max(LEAST_IMAGES, min(GOLDEN_IMAGES, _LARGEST_BYTES // size)))
 
 
 def normalise(images: NDArray[np.uint8], image: Image) -> NDArray[np.float32]:
