@@ -25,6 +25,7 @@ class Format:
     versions: Callable[[], dict[str, str]]
     opset: int | None = None
     ir_version: int | None = None
+    precision: str = "float32"
 
 
 ONNX = Format(

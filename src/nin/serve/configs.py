@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from textwrap import fill
@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nin import decoder
-from nin.contract import ENCODED_IMAGE, Contract, Files, Graph, Model, Tensor
+from nin.contract import ENCODED_IMAGE, Contract, Files, Graph, Model, Tensor, Triton
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -62,6 +62,18 @@ class Layout:
     instances: int
     threads: int  # of each instance
     gpu: bool = False  # one instance there; decoding alone stays on the CPU
+    preferred_batch: int | None = None  # instead of the contract's, as is the delay
+    max_queue_delay_us: int | None = None
+    reason: str = ""  # why it is so, where it was measured
+
+    def adapt(self, triton: Triton) -> Triton:
+        """What the contract says of batching, or else this layout."""
+        chosen = {
+            name: value
+            for name in ("preferred_batch", "max_queue_delay_us")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(triton, **chosen)
 
 
 def layout_for(
@@ -225,7 +237,7 @@ def _warmup(tensor: Tensor, sizes: dict[str, int]) -> ModelConfig:
 
 
 def _published_sections(contract: Contract, model: Model, layout: Layout) -> Iterator[_Section]:
-    graph, triton = model.graph, contract.triton
+    graph, triton = model.graph, layout.adapt(contract.triton)
     if graph.files:
         yield (
             "How a client makes pixels of a PNG or JPEG file, as the server does; the backend "
@@ -238,7 +250,7 @@ def _published_sections(contract: Contract, model: Model, layout: Layout) -> Ite
         ModelConfig(version_policy={"latest": {"num_versions": 2}}),
     )
     yield (
-        _batching_comment(contract, graph),
+        _batching_comment(triton, graph),
         ModelConfig(
             dynamic_batching={
                 "preferred_batch_size": [triton.preferred_batch],
@@ -268,15 +280,14 @@ def _published_sections(contract: Contract, model: Model, layout: Layout) -> Ite
     )
 
 
-def _batching_comment(contract: Contract, graph: Graph) -> str:
-    triton = contract.triton
+def _batching_comment(triton: Triton, graph: Graph) -> str:
     delay_ms = triton.max_queue_delay_us / 1000
+    company = f"waits for company, at most {delay_ms:g} ms: enough for what arrives together"
     waiting = _QUEUE * graph.max_batch * prod(graph.input.shape) * _SIZES[graph.input.dtype]
     return (
         f"A batch of {triton.preferred_batch} goes at once: on a CPU more images at a time only "
-        f"wait longer. A smaller one waits for company, at most {delay_ms:g} ms: "
-        "enough for what arrives together (docs/bench-serving.md). On a GPU, larger batches may "
-        "do better.\n"
+        f"wait longer. A smaller one {company if delay_ms else 'waits for nobody'} "
+        "(docs/speed.md). On a GPU, larger batches may do better.\n"
         f"What can't be answered in time is refused instead of computed. {_QUEUE} requests may "
         f"wait, twice what the benchmarks have in flight, at most {_megabytes(waiting)} of "
         f"{graph.input.name}; one more is answered 503 at once. Each waits {_QUEUE_TIMEOUT_S} s at "
@@ -298,12 +309,12 @@ def _instance_sections(model: Model, layout: Layout) -> Iterator[_Section]:
         return
     part = _parameters({_THREADS[model.backend]: layout.threads})
     part.instance_group.add(count=layout.instances, kind="KIND_CPU")
-    yield (
+    usual = (
         f"For {layout.instances * layout.threads} cores. An instance to each, with one thread, "
         "answers more images a second than one instance on all of them, which answers a lone "
-        "request sooner (docs/serving.md). `nin publish --cores N` writes it for others.",
-        part,
+        "request sooner (docs/serving.md)."
     )
+    yield f"{layout.reason or usual} `nin publish --cores N` writes it for others.", part
 
 
 # --- the decoder and the ensemble ---

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from nin.contract import Graph, Outputs
 from nin.errors import InputError
 from nin.export.artifact import Metadata
+from nin.gate.runtimes.threads import threads
 
 _PROVIDERS: dict[str, list[Any]] = {
     "cpu": ["CPUExecutionProvider"],
@@ -25,6 +26,7 @@ class OrtRuntime:
     def __init__(self, data: bytes, graph: Graph, *, device: str = "cpu") -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, once
+        options.intra_op_num_threads = threads()
         try:
             self._session = onnxruntime.InferenceSession(data, options, _PROVIDERS[device])
         except Exception as error:  # its exceptions share no other base class

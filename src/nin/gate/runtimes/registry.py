@@ -61,12 +61,14 @@ def artifact_of(name: str, graph: Graph) -> str | None:
     return f"{graph.name}{kind.suffix}" if kind else None
 
 
-def open_runtime(name: str, graph: Graph, *, artifacts: Path, model: TrainedModel) -> Runtime:
+def open_runtime(
+    name: str, graph: Graph, *, artifacts: Path, model: TrainedModel | None = None
+) -> Runtime:
     """Loads `graph` in the runtime `name`, one of RUNTIMES.
 
     Args:
         artifacts: folder of the exports; what is loaded is what its manifest vouches for.
-        model: for eager, which runs the network itself.
+        model: for eager alone, which runs the network itself.
 
     Raises:
         InputError: the runtime is unknown or its device missing, or the file can't be used.
@@ -78,6 +80,7 @@ def open_runtime(name: str, graph: Graph, *, artifacts: Path, model: TrainedMode
     if device == "cuda" and kind != "onnxruntime" and not torch.cuda.is_available():
         raise InputError(f"no CUDA device for {name}; this machine has {', '.join(CPU_RUNTIMES)}")
     if kind == _EAGER:
+        assert model is not None
         return EagerRuntime(model, graph, device=device)
     return _KINDS[kind].open(artifacts, graph, device)
 
