@@ -1,6 +1,5 @@
 """All rows in rounds: what is compared is measured one after the other, in every round."""
 
-import hashlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nin.bench.rows import Opened, Opener, Row
-from nin.errors import CheckError
+from nin.bench.rows import Opener, Row
+from nin.bench.worker import Way
+from nin.errors import CheckError, first_line
 from nin.serve.server import RELEASE
 from nin.terminal import processor
 
@@ -53,51 +53,52 @@ def measure_rows(
     Raises CheckError naming the row where one fails.
     """
     points = [(b, row, c) for b in opener.batches for row in rows for c in row.concurrencies]
-    with tqdm(total=2 * len(rows) + length.rounds * len(points), disable=None, leave=False) as bar:
+    steps = 2 * len(rows) + length.rounds * len(points)
+    with tqdm(total=steps, disable=None, leave=False) as bar:
 
         @contextmanager
         def step(row: Row, what: str) -> Iterator[None]:
             bar.set_description(f"{row.name}, {what}")
             try:
                 yield
-            except CheckError as error:
-                raise CheckError(f"{row.name}: {error}") from error
+            except (EOFError, ConnectionError) as error:
+                raise CheckError(f"{row.name}: its process ended by itself") from error
+            except Exception as error:  # whatever a runtime throws
+                raise CheckError(f"{row.name}: {first_line(error)}") from error
             bar.update()
 
-        ways: dict[str, Opened] = {}
+        ways: dict[Row, Way] = {}
         for row in rows:
             with step(row, "loading"):
-                ways[row.name] = opener.open(row)
+                ways[row] = opener.open(row)
         rounds: list[list[dict[str, Any]]] = [[] for _ in range(length.rounds)]
         for found in rounds:
             for batch, row, concurrency in points:
-                with step(row, f"batch {batch}"):
-                    way = ways[row.name].way
-                    measured = way.measure(batch, concurrency, length.seconds)
+                with step(row, f"batch of {batch}"):
+                    measured = ways[row].measure(batch, concurrency, length.seconds)
                 point = {"row": row.name, "batch": batch, "concurrency": concurrency}
                 found.append(point | asdict(measured))
         described = []
         for row in rows:
             with step(row, "classes"):
-                described.append(_describe(row, ways[row.name], judge, max(opener.batches)))
+                described.append(_describe(row, ways[row], judge, max(opener.batches)))
     return {"rows": described, "rounds": rounds}
 
 
-def _describe(row: Row, opened: Opened, judge: Judge, batch: int) -> dict[str, Any]:
-    peak_mib, model_mib = opened.memory_mib()  # before it is asked for the classes
+def _describe(row: Row, way: Way, judge: Judge, batch: int) -> dict[str, Any]:
+    peak_mib, model_mib = way.memory_mib()  # before it is asked for the classes
     return {
         "name": row.name,
         "runtime": row.runtime,
-        "served": row.model.name if row.model else None,
+        "served": row.served,
         "file": row.file.name,
+        "file_bytes": row.file.stat().st_size,
         "precision": row.precision,
         "instances": row.layout.instances,
-        "threads": row.layout.threads,
-        "file_bytes": row.file.stat().st_size,
-        "file_sha256": hashlib.sha256(row.file.read_bytes()).hexdigest(),
+        "sizes": row.sizes,
         "peak_memory_mib": peak_mib,
         "model_memory_mib": model_mib,
-        **judge.shares(opened.way.classes(judge.pixels, batch)),
+        **judge.shares(way.classes(judge.pixels, batch)),
     }
 
 

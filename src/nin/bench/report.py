@@ -83,7 +83,7 @@ def cells(summary: Summary) -> tuple[str, ...]:
         row["file"],
         f"{row['file_bytes'] / 1e6:.1f}",
         row["precision"],
-        f"{row['instances']}x{row['threads'] or 'all'}",
+        row["sizes"],
         str(summary.batch),
         str(summary.concurrency),
         spread(summary.images_per_s, ".1f"),

@@ -6,13 +6,12 @@ Formats, runtimes and served models are those of the registries, as far as their
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +19,14 @@ from numpy.typing import NDArray
 from nin.bench.load import MOST_CALLS, Measured
 from nin.bench.worker import (
     EAGER,
-    Callers,
-    Worker,
+    Way,
     classes_of,
+    memory_mib,
     open_clients,
     open_in_process,
-    peak_memory_mib,
+    start_worker,
 )
-from nin.contract import Contract, Graph, Model, Run
+from nin.contract import Contract, Run
 from nin.errors import CheckError, InputError
 from nin.export.artifact import read_manifest
 from nin.export.formats import FORMATS
@@ -54,28 +53,20 @@ class Row:
     name: str
     runtime: str  # EAGER, one of the registry's, or a server's client
     file: Path  # what is run: an export, or the weights
-    precision: str
-    layout: Layout
-    model: Model | None = None  # the served one
+    layout: Layout = _ONE
+    precision: str = "float32"
+    served: str | None = None  # the model's name
 
     @property
     def concurrencies(self) -> tuple[int, ...]:
         """Calls at the same time: an instance's one, or the requests in flight."""
-        if self.model:
+        if self.served:
             return (1,) if self.runtime == _CPP_CLIENT else CLIENTS
         return (self.layout.instances,)
 
-
-class Way(Protocol):
-    def measure(self, batch: int, concurrency: int, seconds: float) -> Measured: ...
-
-    def classes(self, pixels: NDArray[np.uint8], batch: int) -> NDArray[np.intp]: ...
-
-
-class Opened(NamedTuple):
-    way: Way
-    # of the process that holds the model: the peak, and the model's own part where it is known
-    memory_mib: Callable[[], tuple[float, float | None]]
+    @property
+    def sizes(self) -> str:
+        return f"{self.layout.instances}x{self.layout.threads or 'all'}"
 
 
 def list_rows(contract: Contract, weights: Path, artifacts: Path, *, server: bool) -> list[Row]:
@@ -86,44 +77,34 @@ def list_rows(contract: Contract, weights: Path, artifacts: Path, *, server: boo
 
     Raises InputError where nothing is exported.
     """
-    graph, exported = contract.classifier_graph, read_manifest(artifacts)
-    rows = [Row(EAGER, EAGER, weights, "float32", _ONE)]
+    exported = read_manifest(artifacts)
+    there = {name for name in exported if (artifacts / name).is_file()}
+    rows = [Row(EAGER, EAGER, weights)]
     for runtime in available_runtimes():
-        name = artifact_of(runtime, graph)
-        if name in exported and (artifacts / name).is_file():
-            rows += _runtime_rows(runtime, graph, artifacts / name)
+        name = artifact_of(runtime, contract.classifier_graph)
+        if name in there:
+            rows += _runtime_rows(runtime, artifacts / name, name.removeprefix(contract.name))
     for model in contract.published if server else ():
-        file = artifacts / f"{graph.name}{model.format}"
-        if model.graph == graph and file.name in exported and file.is_file():
-            rows += _served_rows(model, file)
+        file = artifacts / f"{model.graph.name}{model.format}"
+        if model.graph == contract.classifier_graph and file.name in there:
+            assert model.format is not None
+            precision = FORMATS[model.format].precision
+            rows += [
+                Row(f"{client}/{model.name}", client, file, layout_for(), precision, model.name)
+                for client in SERVER_RUNTIMES
+                if client != _CPP_CLIENT or cpp_tools_are_built()
+            ]
     return rows
 
 
-def _runtime_rows(runtime: str, graph: Graph, file: Path) -> Iterator[Row]:
-    suffix = file.name.removeprefix(graph.name)
+def _runtime_rows(runtime: str, file: Path, suffix: str) -> Iterator[Row]:
     name, precision = f"{runtime}{suffix}", FORMATS[suffix].precision
-    if _is_libtorch(runtime) or runtime.endswith("-cuda"):
-        yield Row(name, runtime, file, precision, _ONE)
+    if runtime.startswith(_LIBTORCH) or runtime.endswith("-cuda"):
+        yield Row(name, runtime, file, precision=precision)
         return
     for layout in (_ONE, layout_for()):
-        yield Row(f"{name}/{describe(layout)}", runtime, file, precision, layout)
-
-
-def _served_rows(model: Model, file: Path) -> Iterator[Row]:
-    assert model.format is not None
-    for client in SERVER_RUNTIMES:
-        if client != _CPP_CLIENT or cpp_tools_are_built():
-            precision = FORMATS[model.format].precision
-            yield Row(f"{client}/{model.name}", client, file, precision, layout_for(), model)
-
-
-def describe(layout: Layout) -> str:
-    """Instances x threads."""
-    return f"{layout.instances}x{layout.threads or 'all'}"
-
-
-def _is_libtorch(runtime: str) -> bool:
-    return runtime.partition("-")[0] == _LIBTORCH
+        row = Row(name, runtime, file, layout, precision)
+        yield replace(row, name=f"{name}/{row.sizes}")
 
 
 def choose_rows(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
@@ -149,78 +130,67 @@ class Opener:
     pixels: NDArray[np.uint8]  # the largest batch
     batches: Sequence[int]
     stack: ExitStack
-    _servers: dict[Model, Server] = field(default_factory=dict)
+    _servers: dict[str, Server] = field(default_factory=dict)
 
-    def open(self, row: Row) -> Opened:
-        if row.model:
-            return self._open_served(row, row.model)
-        if _is_libtorch(row.runtime):
-            return self._open_libtorch(row)
+    def open(self, row: Row) -> Way:
+        if row.served:
+            return self._open_served(row, row.served)
+        if row.runtime.startswith(_LIBTORCH):
+            device = row.runtime.partition("-")[2] or "cpu"
+            options = ("--model", row.file, "--device", device, "--no-replay")
+            graph = self.contract.classifier_graph
+            run = open_runtime(row.runtime, graph, artifacts=self.artifacts)
+            return CppTool("nin_classify", options, run, self.pixels)
         folders = (self.contract.folder, self.weights, self.artifacts)
-        worker = self._worker(partial(open_in_process, row.runtime, *folders, row.layout))
-        return Opened(worker, worker.memory_mib)
+        opener = partial(open_in_process, row.runtime, *folders, row.layout)
+        return start_worker(self.stack, opener, self.pixels, self.batches)
 
-    def _open_libtorch(self, row: Row) -> Opened:
-        device = row.runtime.partition("-")[2] or "cpu"
-        options = ("--model", str(row.file), "--device", device, "--no-replay")
-        run = open_runtime(row.runtime, self.contract.classifier_graph, artifacts=self.artifacts)
-        tool = CppTool("nin_classify", options, run, self.pixels)
-        return Opened(tool, lambda: (tool.peak_memory_mib(), None))
-
-    def _open_served(self, row: Row, model: Model) -> Opened:
-        if model not in self._servers:
-            self._servers[model] = self._serve(model, row.layout)
-        server, protocol = self._servers[model], SERVER_RUNTIMES[row.runtime]
-        url = getattr(server, protocol)
-        way: Way
-        if row.runtime == _CPP_CLIENT:
-            run = open_served(row.runtime, url, model, None)
-            options = ("--url", url, "--model", model.name)
-            way = CppTool("nin_triton", options, run, self.pixels)
-        else:
-            way = self._worker(partial(open_clients, url, protocol, model, max(CLIENTS)))
-        return Opened(way, lambda: (peak_memory_mib(server.process.pid), None))
-
-    def _serve(self, model: Model, layout: Layout) -> Server:
-        """A server of this model alone, so that its memory is the model's."""
-        repository = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="nin-")))
-        stage_alone(self.contract, model, self.artifacts, repository, layout)
-        return self.stack.enter_context(serve(repository, ports=dict.fromkeys(PORTS, 0)))
-
-    def _worker(self, opener: Callable[[], Callers]) -> Worker:
-        worker = self.stack.enter_context(Worker(opener, self.pixels))
-        worker.warm_up(self.batches)
-        return worker
+    def _open_served(self, row: Row, name: str) -> Way:
+        model = next(model for model in self.contract.published if model.name == name)
+        if name not in self._servers:  # of this model alone, so that its memory is the model's
+            folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="nin-"))
+            stage_alone(self.contract, model, self.artifacts, Path(folder), row.layout)
+            starting = serve(Path(folder), ports=dict.fromkeys(PORTS, 0))
+            self._servers[name] = self.stack.enter_context(starting)
+        server, protocol = self._servers[name], SERVER_RUNTIMES[row.runtime]
+        url, process = getattr(server, protocol), server.process.pid
+        if row.runtime != _CPP_CLIENT:
+            opener = partial(open_clients, url, protocol, model, max(CLIENTS), process)
+            return start_worker(self.stack, opener, self.pixels, self.batches)
+        run = open_served(row.runtime, url, model, None)
+        return CppTool("nin_triton", ("--url", url, "--model", name), run, self.pixels, process)
 
 
 class CppTool:
     """`nin_classify` or `nin_triton`, which measure themselves: one call at a time."""
 
     def __init__(
-        self, tool: str, options: Sequence[str], run: Run, pixels: NDArray[np.uint8]
-    ) -> None:
-        self._command = [str(CPP_TOOLS / tool), "-", *options, "--benchmark", "--format", "json"]
-        self._run, self._pixels = run, pixels
+        self, tool: str, options: Sequence[object], run: Run, pixels: NDArray[np.uint8],
+        server: int | None = None,
+    ) -> None:  # fmt: skip
+        self._command = [CPP_TOOLS / tool, "-", *options, "--benchmark", "--format", "json"]
+        self._run, self._pixels, self._server = run, pixels, server
         self._found: dict[int, dict[str, float]] = {}  # by batch size, the last one's
 
     def measure(self, batch: int, concurrency: int, seconds: float) -> Measured:
         assert concurrency == 1
-        if batch not in self._found:
-            self._benchmark(batch, _LEAST_CALLS)
-        calls = int(1000 * seconds / self._found[batch]["median_ms"])
+        known = self._found.get(batch) or self._benchmark(batch, _LEAST_CALLS)
+        calls = int(1000 * seconds / known["median_ms"])
         found = self._benchmark(batch, min(max(calls, _LEAST_CALLS), MOST_CALLS))
         return Measured(found["images_per_second"], found["median_ms"], found["p95_ms"])
 
     def classes(self, pixels: NDArray[np.uint8], batch: int) -> NDArray[np.intp]:
         return classes_of(self._run, pixels, batch)
 
-    def peak_memory_mib(self) -> float:
-        return max(found["peak_memory_mib"] for found in self._found.values())
+    def memory_mib(self) -> tuple[float, float | None]:
+        if self._server is not None:
+            return memory_mib("VmHWM", self._server), None
+        return max(found["peak_memory_mib"] for found in self._found.values()), None
 
     def _benchmark(self, batch: int, calls: int) -> dict[str, float]:
-        command = [*self._command, "--batch-size", str(batch), "--repetitions", str(calls)]
+        command = [*self._command, "--batch-size", batch, "--repetitions", calls]
         images = encode_idx(self._pixels[:batch])
-        ended = subprocess.run(command, input=images, capture_output=True)  # noqa: S603  our own
+        ended = subprocess.run(list(map(str, command)), input=images, capture_output=True)  # noqa: S603
         if ended.returncode:
             reason = ended.stderr.decode(errors="replace").strip()
             raise CheckError(f"it ended with exit code {ended.returncode}: {reason}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nin.bench.load import Measured
-from nin.bench.worker import Worker, open_clients
+from nin.bench.worker import open_clients, start_worker
 from nin.contract import Contract, Model
 from nin.errors import CheckError
 from nin.serve.configs import Layout
@@ -103,8 +103,9 @@ def try_layouts(
         bar = stack.enter_context(tqdm(total=steps, desc="tuning", disable=None, leave=False))
         workers = []
         for one in models:
-            opener = partial(open_clients, server.http, "http", one, clients)
-            workers.append(stack.enter_context(Worker(opener, image)))
+            process = server.process.pid
+            opener = partial(open_clients, server.http, "http", one, clients, process)
+            workers.append(start_worker(stack, opener, image, batches=(1,)))
             bar.update()
         for _ in range(ROUNDS):
             for worker, found in zip(workers, rounds, strict=True):

@@ -2,124 +2,115 @@
 
 import os
 import re
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nin import client
 from nin.bench.load import PREPARE, Call, Measured, measure
-from nin.client import Protocol
 from nin.contract import Graph, Model, Run, load_contract
-from nin.errors import CheckError, first_line
 from nin.serve.configs import Layout
 
 EAGER = "eager"  # the network as trained, fed by the naive form: scale, normalise, resize
 
-# What prepares the calls of each caller from a batch, and what answers one.
-Callers = tuple[list[Callable[[NDArray[Any]], Call]], Run]
 
-_T = TypeVar("_T")
+class Loaded(NamedTuple):
+    callers: list[Callable[[NDArray[Any]], Call]]  # what prepares the calls of each from a batch
+    run: Run  # answers a batch
+    before_mib: float | None  # memory when all was imported and no model was loaded, where known
+    process: int | str = "self"  # that holds the model
+
+
 _WARMUP = 3  # calls of each batch size: the first ones of TorchScript compile
 
-# In the worker's process.
-_opened: Callers
-_before_mib = 0.0
+
+class Way(Protocol):
+    """One way to run a model, loaded."""
+
+    def measure(self, batch: int, concurrency: int, seconds: float) -> Measured: ...
+
+    def classes(self, pixels: NDArray[np.uint8], batch: int) -> NDArray[np.intp]:
+        """The most probable class of each image, asked in batches of this size."""
+
+    def memory_mib(self) -> tuple[float, float | None]:
+        """The peak of the process that holds the model, and the model's part where it is known."""
 
 
 class Worker:
-    """Asks a process of its own. Raises CheckError with the reason where that fails."""
+    """A way in a process of its own; `start_worker` makes them."""
 
-    def __init__(self, opener: Callable[[], Callers], pixels: NDArray[np.uint8]) -> None:
-        """Args: opener: a partial of a function below. pixels: the largest batch."""
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    def open(
+        self, opener: Callable[[], Loaded], pixels: NDArray[np.uint8], batches: Sequence[int]
+    ) -> None:
+        self._loaded = opener()
         self._pixels = pixels
-        self._ask(_start, opener)
-
-    def warm_up(self, batches: Sequence[int]) -> None:
         for batch in batches:
-            self._ask(_warm_up, self._pixels[:batch])
+            for prepare in dict.fromkeys(self._loaded.callers):  # clients of a server are all alike
+                call = prepare(pixels[:batch])
+                for _ in range(_WARMUP):
+                    call()
 
     def measure(self, batch: int, concurrency: int, seconds: float) -> Measured:
-        return self._ask(_measure, self._pixels[:batch], concurrency, seconds)
+        calls = [prepare(self._pixels[:batch]) for prepare in self._loaded.callers[:concurrency]]
+        return measure(calls, batch, seconds)
 
     def classes(self, pixels: NDArray[np.uint8], batch: int) -> NDArray[np.intp]:
-        return self._ask(_classes, pixels, batch)
+        return classes_of(self._loaded.run, pixels, batch)
 
-    def memory_mib(self) -> tuple[float, float]:
-        """The process's peak, and by how much it is more than before the model was loaded."""
-        peak = self._ask(peak_memory_mib)
-        return peak, peak - self._ask(_memory_before_mib)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        try:
-            return self._pool.submit(function, *arguments).result()
-        except BrokenProcessPool as error:
-            raise CheckError("its process ended by itself") from error
-        except Exception as error:  # whatever a runtime throws
-            raise CheckError(first_line(error)) from error
+    def memory_mib(self) -> tuple[float, float | None]:
+        peak, before = memory_mib("VmHWM", self._loaded.process), self._loaded.before_mib
+        return peak, None if before is None else peak - before
 
 
-def _start(opener: Callable[[], Callers]) -> None:
-    global _opened
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _opened = opener()
+class _Manager(BaseManager): ...
 
 
-def _warm_up(batch: NDArray[np.uint8]) -> None:
-    callers, _ = _opened
-    for prepare in dict.fromkeys(callers):  # clients of a server are all alike
-        call = prepare(batch)
-        for _ in range(_WARMUP):
-            call()
+_Manager.register("Worker", Worker)
 
 
-def _measure(batch: NDArray[np.uint8], concurrency: int, seconds: float) -> Measured:
-    callers, _ = _opened
-    return measure([prepare(batch) for prepare in callers[:concurrency]], len(batch), seconds)
+def start_worker(
+    stack: ExitStack,
+    opener: Callable[[], Loaded],
+    pixels: NDArray[np.uint8],
+    batches: Sequence[int],
+) -> Worker:
+    """A worker that ends with `stack`, warm for these batches.
 
-
-def _classes(pixels: NDArray[np.uint8], batch: int) -> NDArray[np.intp]:
-    return classes_of(_opened[1], pixels, batch)
+    Args:
+        opener: a partial of `open_in_process` or `open_clients`, which is called there.
+        pixels: the largest batch.
+    """
+    manager: Any = stack.enter_context(_Manager(ctx=get_context("spawn")))
+    worker: Worker = manager.Worker()
+    worker.open(opener, pixels, batches)
+    return worker
 
 
 def classes_of(run: Run, pixels: NDArray[np.uint8], batch: int) -> NDArray[np.intp]:
-    """The most probable class of each image, asked in batches of this size."""
     starts = range(0, len(pixels), batch)
     return np.concatenate([run(pixels[i : i + batch])["logits"].argmax(axis=1) for i in starts])
 
 
-def peak_memory_mib(process: int | str = "self") -> float:
-    """Linux's own count; getrusage's is at least the memory of the process that started this."""
-    return _memory_mib("VmHWM", process)
+def memory_mib(kind: str, process: int | str = "self") -> float:
+    """Linux's own count, VmRSS or its peak VmHWM.
 
-
-def _memory_mib(kind: str, process: int | str = "self") -> float:
+    getrusage's peak is at least the memory of the process that started this.
+    """
     status = Path(f"/proc/{process}/status").read_text()
     return int(re.findall(rf"{kind}:\s+(\d+) kB", status)[0]) / 1024
 
 
-def _memory_before_mib() -> float:
-    return _before_mib
-
-
 def open_in_process(
     runtime: str, folder: Path, weights: Path, artifacts: Path, layout: Layout
-) -> Callers:
+) -> Loaded:
     """Instances of EAGER or of the registry's `runtime`; 0 threads are as many as it takes."""
-    global _before_mib
     if layout.threads:
         os.environ["OMP_NUM_THREADS"] = str(layout.threads)  # before torch is imported
     import torch
@@ -137,9 +128,9 @@ def open_in_process(
             return _open_eager(folder, weights, graph)
         return open_runtime(runtime, graph, artifacts=artifacts)
 
-    _before_mib = _memory_mib("VmRSS")
+    before_mib = memory_mib("VmRSS")
     runs = [load() for _ in range(layout.instances)]
-    return [partial(partial, run) for run in runs], runs[0]
+    return Loaded([partial(partial, run) for run in runs], runs[0], before_mib)
 
 
 def _open_eager(folder: Path, weights: Path, graph: Graph) -> Run:
@@ -152,9 +143,12 @@ def _open_eager(folder: Path, weights: Path, graph: Graph) -> Run:
     return lambda batch: run_module(module, graph, batch, "cpu")
 
 
-def open_clients(url: str, protocol: Protocol, model: Model, clients: int) -> Callers:
-    """Clients of a server's model, each with a connection of its own."""
+def open_clients(
+    url: str, protocol: client.Protocol, model: Model, clients: int, process: int
+) -> Loaded:
+    """Clients of a server's model, each with a connection of its own; `process` is the server."""
     from nin.gate.runtimes.triton import TritonRuntime
 
     prepare = partial(PREPARE[protocol], url, model)
-    return [prepare] * clients, TritonRuntime(url, model, None, protocol=protocol)
+    run = TritonRuntime(url, model, None, protocol=protocol)
+    return Loaded([prepare] * clients, run, None, process)

@@ -237,7 +237,8 @@ def _warmup(tensor: Tensor, sizes: dict[str, int]) -> ModelConfig:
 
 
 def _published_sections(contract: Contract, model: Model, layout: Layout) -> Iterator[_Section]:
-    graph, triton = model.graph, layout.adapt(contract.triton)
+    contract = replace(contract, triton=layout.adapt(contract.triton))
+    graph, triton = model.graph, contract.triton
     if graph.files:
         yield (
             "How a client makes pixels of a PNG or JPEG file, as the server does; the backend "
@@ -250,7 +251,7 @@ def _published_sections(contract: Contract, model: Model, layout: Layout) -> Ite
         ModelConfig(version_policy={"latest": {"num_versions": 2}}),
     )
     yield (
-        _batching_comment(triton, graph),
+        _batching_comment(contract, graph),
         ModelConfig(
             dynamic_batching={
                 "preferred_batch_size": [triton.preferred_batch],
@@ -280,7 +281,8 @@ def _published_sections(contract: Contract, model: Model, layout: Layout) -> Ite
     )
 
 
-def _batching_comment(triton: Triton, graph: Graph) -> str:
+def _batching_comment(contract: Contract, graph: Graph) -> str:
+    triton = contract.triton
     delay_ms = triton.max_queue_delay_us / 1000
     company = f"waits for company, at most {delay_ms:g} ms: enough for what arrives together"
     waiting = _QUEUE * graph.max_batch * prod(graph.input.shape) * _SIZES[graph.input.dtype]
