@@ -126,7 +126,7 @@ def short(path: Path) -> str:
 
 
 def processor() -> str:
-    """This machine's, as the benchmarks name it."""
+    """This machine's, as the benchmark names it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

@@ -2,6 +2,7 @@
 
 import http.client
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _summary(
 
 
 def prepare_http(url: str, model: Model, batch: NDArray[Any]) -> Call:
-    """A connection that posts the same request."""
+    """Posts the same request over a connection of its own, which ends with the call."""
     connection = http.client.HTTPConnection(url, timeout=TIMEOUT_S)
     tensor = tritonclient.http.InferInput(
         model.graph.input.name, list(batch.shape), np_to_triton_dtype(batch.dtype)
@@ -109,6 +110,7 @@ def prepare_http(url: str, model: Model, batch: NDArray[Any]) -> Call:
             reason = text[:200].decode(errors="replace")
             raise CheckError(f"{model.name} answers {answer.status}: {reason}")
 
+    weakref.finalize(call, connection.close)
     return call
 
 
@@ -129,6 +131,7 @@ def prepare_grpc(url: str, model: Model, batch: NDArray[Any]) -> Call:
         except grpc.RpcError as error:
             raise CheckError(f"{model.name} answers {error.code()}: {error.details()}") from error
 
+    weakref.finalize(call, channel.close)
     return call
 
 

@@ -43,6 +43,7 @@ class Length:
 
     rounds: int
     seconds: float  # each row, batch size and concurrency in a round
+    images: int  # whose classes are compared
 
 
 def measure_rows(

@@ -18,7 +18,6 @@ from nin.gate.parity import table_rows as gate_cells
 from nin.terminal import spread, table
 
 Data = dict[str, Any]  # bench.json
-_Key = tuple[str, int, int]  # a row's name, batch size, concurrency
 
 HEADER = (
     "row", "file", "MB", "precision", "instances x threads", "batch", "in flight", "images/s",
@@ -51,27 +50,26 @@ class Summary:
 
 def summarise(data: Data) -> list[Summary]:
     """In the order of the rows."""
-    rounds: list[dict[_Key, Data]] = [
-        {(p["row"], p["batch"], p["concurrency"]): p for p in points} for points in data["rounds"]
-    ]
-    order = [row["name"] for row in data["rows"]]
-    keys = sorted(rounds[0], key=lambda key: (order.index(key[0]), *key[1:]))
-    return [_summary(data["rows"][order.index(key[0])], key, order[0], rounds) for key in keys]
+    rows = {row["name"]: row for row in data["rows"]}
+    eager = next(iter(rows))
+    points = list(zip(*data["rounds"], strict=True))  # every round has the same ones
+    bases = {rounds[0]["batch"]: rounds for rounds in points if rounds[0]["row"] == eager}
+    summaries = [_summary(rows, rounds, bases[rounds[0]["batch"]]) for rounds in points]
+    order = list(rows)
+    return sorted(summaries, key=lambda s: (order.index(s.row["name"]), s.batch, s.concurrency))
 
 
-def _summary(row: Data, key: _Key, first: str, rounds: list[dict[_Key, Data]]) -> Summary:
-    _, batch, concurrency = key
-    points = [found[key] for found in rounds]
-    rates = [point["images_per_s"] for point in points]
-    eager = [found[first, batch, 1]["images_per_s"] for found in rounds]
+def _summary(rows: dict[str, Data], rounds: Sequence[Data], bases: Sequence[Data]) -> Summary:
+    """Args: bases: eager's of the same batch size."""
+    rates, base_rates = ([point["images_per_s"] for point in side] for side in (rounds, bases))
     return Summary(
-        row=row,
-        batch=batch,
-        concurrency=concurrency,
+        row=rows[rounds[0]["row"]],
+        batch=rounds[0]["batch"],
+        concurrency=rounds[0]["concurrency"],
         images_per_s=rates,
-        ratios=[rate / base for rate, base in zip(rates, eager, strict=True)],
-        p50_ms=median(point["p50_ms"] for point in points),
-        p95_ms=median(point["p95_ms"] for point in points),
+        ratios=[rate / base for rate, base in zip(rates, base_rates, strict=True)],
+        p50_ms=median(point["p50_ms"] for point in rounds),
+        p95_ms=median(point["p95_ms"] for point in rounds),
     )
 
 
@@ -123,11 +121,10 @@ def picture(data: Data) -> bytes:
     from matplotlib import pyplot as plt
 
     summaries = summarise(data)
-    several = {s.row["name"] for s in summaries if s.concurrency > s.row["instances"]}
 
     def label(summary: Summary) -> str:
         name: str = summary.row["name"]
-        return f"{name}, {summary.concurrency} in flight" if name in several else name
+        return f"{name}, {summary.concurrency} in flight" if summary.row["served"] else name
 
     labels = list(dict.fromkeys(map(label, summaries)))
     batches = sorted({s.batch for s in summaries})

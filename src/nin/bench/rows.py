@@ -5,6 +5,7 @@ Formats, runtimes and served models are those of the registries, as far as their
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from nin.bench.worker import (
     open_in_process,
     start_worker,
 )
-from nin.contract import Contract, Run
+from nin.contract import Contract, Model, Run
 from nin.errors import CheckError, InputError
 from nin.export.artifact import read_manifest
 from nin.export.formats import FORMATS
@@ -37,7 +38,7 @@ from nin.images import encode_idx
 from nin.paths import CPP_TOOLS
 from nin.serve.configs import Layout, layout_for
 from nin.serve.repository import stage_alone
-from nin.serve.server import PORTS, Server, serve
+from nin.serve.server import PORTS, Server, find_tritonserver, serve
 
 CLIENTS = (1, 16)  # requests in flight at a server
 
@@ -69,11 +70,8 @@ class Row:
         return f"{self.layout.instances}x{self.layout.threads or 'all'}"
 
 
-def list_rows(contract: Contract, weights: Path, artifacts: Path, *, server: bool) -> list[Row]:
-    """Every row that can be measured; the first is eager, which the others are compared with.
-
-    Args:
-        server: whether one can be started.
+def list_rows(contract: Contract, weights: Path, artifacts: Path) -> list[Row]:
+    """Every row that can be measured here; the first is eager, which the others are compared with.
 
     Raises InputError where nothing is exported.
     """
@@ -84,16 +82,15 @@ def list_rows(contract: Contract, weights: Path, artifacts: Path, *, server: boo
         name = artifact_of(runtime, contract.classifier_graph)
         if name in there:
             rows += _runtime_rows(runtime, artifacts / name, name.removeprefix(contract.name))
-    for model in contract.published if server else ():
+    try:
+        find_tritonserver()
+    except InputError as error:
+        print(f"served rows are left out: {error}", file=sys.stderr)
+        return rows
+    for model in contract.published:
         file = artifacts / f"{model.graph.name}{model.format}"
         if model.graph == contract.classifier_graph and file.name in there:
-            assert model.format is not None
-            precision = FORMATS[model.format].precision
-            rows += [
-                Row(f"{client}/{model.name}", client, file, layout_for(), precision, model.name)
-                for client in SERVER_RUNTIMES
-                if client != _CPP_CLIENT or cpp_tools_are_built()
-            ]
+            rows += _served_rows(model, file)
     return rows
 
 
@@ -105,6 +102,14 @@ def _runtime_rows(runtime: str, file: Path, suffix: str) -> Iterator[Row]:
     for layout in (_ONE, layout_for()):
         row = Row(name, runtime, file, layout, precision)
         yield replace(row, name=f"{name}/{row.sizes}")
+
+
+def _served_rows(model: Model, file: Path) -> Iterator[Row]:
+    assert model.format is not None
+    precision = FORMATS[model.format].precision
+    for client in SERVER_RUNTIMES:
+        if client != _CPP_CLIENT or cpp_tools_are_built():
+            yield Row(f"{client}/{model.name}", client, file, layout_for(), precision, model.name)
 
 
 def choose_rows(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:

@@ -3,9 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -13,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nin.bench.load import Measured
-from nin.bench.worker import open_clients, start_worker
+from nin.bench.load import Measured, measure, prepare_http
 from nin.contract import Contract, Model
 from nin.errors import CheckError
 from nin.serve.configs import Layout
@@ -58,8 +55,8 @@ class Tried:
     def describe(self) -> str:
         sizes, batch, delay, *_ = self.cells
         return (
-            f"{sizes} threads, batches of {batch}, a delay of {delay} ms: "
-            f"{self.images_per_s:.1f} images/s, p95 {self.p95_ms:.1f} ms"
+            f"{sizes} threads, batches of {batch}, {delay} ms delay "
+            f"({self.images_per_s:.1f} images/s, p95 {self.p95_ms:.1f} ms)"
         )
 
 
@@ -94,23 +91,18 @@ def try_layouts(
     layouts = candidates(contract, len(os.sched_getaffinity(0)))
     models = [replace(model, name=f"{model.name}_{i}") for i in range(len(layouts))]
     rounds: list[list[Measured]] = [[] for _ in layouts]
-    with ExitStack() as stack:
-        repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nin-")))
+    with tempfile.TemporaryDirectory(prefix="nin-") as folder:
         for one, layout in zip(models, layouts, strict=True):
-            stage_alone(contract, one, artifacts, repository, layout)
-        server = stack.enter_context(serve(repository, ports=dict.fromkeys(PORTS, 0)))
-        steps = (ROUNDS + 1) * len(layouts)
-        bar = stack.enter_context(tqdm(total=steps, desc="tuning", disable=None, leave=False))
-        workers = []
-        for one in models:
-            process = server.process.pid
-            opener = partial(open_clients, server.http, "http", one, clients, process)
-            workers.append(start_worker(stack, opener, image, batches=(1,)))
-            bar.update()
-        for _ in range(ROUNDS):
-            for worker, found in zip(workers, rounds, strict=True):
-                found.append(worker.measure(1, clients, SECONDS))
-                bar.update()
+            stage_alone(contract, one, artifacts, Path(folder), layout)
+        with (
+            serve(Path(folder), ports=dict.fromkeys(PORTS, 0)) as server,
+            tqdm(total=ROUNDS * len(models), desc="tuning", disable=None, leave=False) as bar,
+        ):
+            for _ in range(ROUNDS):
+                for one, found in zip(models, rounds, strict=True):
+                    calls = [prepare_http(server.http, one, image) for _ in range(clients)]
+                    found.append(measure(calls, 1, SECONDS))
+                    bar.update()
     tried = [Tried(layout, found) for layout, found in zip(layouts, rounds, strict=True)]
     return sorted(tried, key=lambda one: -one.images_per_s)
 
@@ -119,7 +111,7 @@ def tuning_table(tried: Iterable[Tried]) -> str:
     return table(HEADER, [one.cells for one in tried])
 
 
-def choose(tried: Sequence[Tried], latency_ms: float | None, *, clients: int) -> Layout:
+def choose(tried: Sequence[Tried], latency_ms: float | None, *, model: str, clients: int) -> Layout:
     """The best layout within the bound of the p95 latency, with the reason.
 
     Raises CheckError where none is.
@@ -134,9 +126,9 @@ def choose(tried: Sequence[Tried], latency_ms: float | None, *, clients: int) ->
     best, *others = within
     bound = "" if latency_ms is None else f", of those with a p95 of at most {latency_ms:g} ms"
     reason = (
-        f"Measured by `nin publish --tune` on {processor()}, {len(os.sched_getaffinity(0))} cores, "
-        f"with {clients} requests of one image in flight{bound}. Best: {best.describe()}."
+        f"{best.describe()}: the best for {model} by `nin publish --tune` on {processor()}, "
+        f"{len(os.sched_getaffinity(0))} cores, {clients} requests of one image in flight{bound}."
     )
     if others:
-        reason += f" Next: {others[0].describe()}."
+        reason += f" Next best: {others[0].describe()}."
     return replace(best.layout, reason=reason)

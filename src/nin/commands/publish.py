@@ -133,7 +133,7 @@ def tune(contract: Contract, args: argparse.Namespace) -> Layout:
     image = open_samples(contract, args.data_dir).pixels([0])
     tried = try_layouts(contract, models[name], artifacts, image=image, clients=args.clients)
     print(f"{name}, {args.clients} requests in flight:\n\n{tuning_table(tried)}\n", flush=True)
-    return choose(tried, args.latency_ms, clients=args.clients)
+    return choose(tried, args.latency_ms, model=name, clients=args.clients)
 
 
 def prove_and_publish(

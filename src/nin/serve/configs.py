@@ -28,7 +28,7 @@ WARMUP = "warmup"  # where Triton looks for a warm-up's data
 # it, and a client that decodes files itself reads it.
 FILES = "files"
 
-# How many requests may wait: twice as many as the benchmarks have in flight; of files as many.
+# How many requests may wait: eight times as many as the benchmark has in flight; of files half.
 _QUEUE = 128
 _QUEUE_OF_FILES = 64
 _QUEUE_TIMEOUT_S = 30  # as long as our clients wait for an answer
@@ -291,7 +291,7 @@ def _batching_comment(contract: Contract, graph: Graph) -> str:
         f"wait longer. A smaller one {company if delay_ms else 'waits for nobody'} "
         "(docs/speed.md). On a GPU, larger batches may do better.\n"
         f"What can't be answered in time is refused instead of computed. {_QUEUE} requests may "
-        f"wait, twice what the benchmarks have in flight, at most {_megabytes(waiting)} of "
+        f"wait, eight times what the benchmark has in flight, at most {_megabytes(waiting)} of "
         f"{graph.input.name}; one more is answered 503 at once. Each waits {_QUEUE_TIMEOUT_S} s at "
         "most, as long as our clients wait for an answer, or as long as its own parameter "
         "`timeout` says."
@@ -332,7 +332,7 @@ def _decoder_sections(contract: Contract, layout: Layout) -> Iterator[_Section]:
         "Files are decoded one by one, so that waiting for others gains nothing. A batch saves a "
         "call.\n"
         "What can't be answered in time is refused instead of decoded. "
-        f"{_QUEUE_OF_FILES} requests may wait, as many as the benchmarks have in flight: over "
+        f"{_QUEUE_OF_FILES} requests may wait, four times what the benchmark has in flight: over "
         "HTTP each may hold 32 MiB of files (deploy/Dockerfile), "
         f"{_QUEUE_OF_FILES * 32 / 1024:g} GiB in all. One more is answered 503 at once. Each waits "
         f"{_QUEUE_TIMEOUT_S} s at most, as long as our clients wait for an answer, or as long as "
