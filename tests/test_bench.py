@@ -25,7 +25,10 @@ from nin.bench.worker import start_worker
 from nin.commands import main
 from nin.contract import Contract
 from nin.errors import CheckError
+from nin.export.artifact import read_artifact
 from nin.gate.parity import HEADER as GATE_HEADER
+from nin.gate.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.threads import set_threads
 from nin.samples import open_samples
 from nin.serve.server import find_tritonserver
 from tests.conftest import Script
@@ -246,6 +249,19 @@ def test_a_workers_memory_is_its_own() -> None:
         assert small_model is not None
         assert small_model < 50
         assert model == pytest.approx(200, abs=50)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_instances_have_the_threads_that_were_set(
+    lenet: Contract, lenet_artifacts: Path, count: int
+) -> None:
+    data = read_artifact(lenet_artifacts, "small.onnx")
+    set_threads(count)
+    try:
+        session = OrtRuntime(data, lenet.classifier_graph)._session
+    finally:
+        set_threads(0)
+    assert session.get_session_options().intra_op_num_threads == count
 
 
 def measure_one(row: Row, opener: Any, lenet: Contract) -> None:
