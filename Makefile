@@ -35,6 +35,7 @@ train: .venv/complete  ## train by the best recipe, to runs/best (hours on a CPU
 
 export: .venv/complete  ## write artifacts/
 	@$(NIN) export onnx
+	@$(NIN) export onnx --precision int8
 	@$(NIN) export torchscript
 
 verify: .venv/complete  ## run the parity gate on artifacts/

@@ -21,7 +21,7 @@ if [ -L .venv ]; then rm .venv; fi  # a link leads to another checkout's, which 
 quiet=--quiet
 [ -t 1 ] && quiet=  # someone is watching: show pip's progress
 .venv/bin/python -m pip install $quiet --disable-pip-version-check \
-  --constraint constraints.txt --editable '.[export,serve,train,dev]'
+  --constraint constraints.txt --editable '.[export,openvino,serve,train,dev]'
 
 # The embedded Triton, apart from the environment: nothing of the wheel is imported. Where it can't
 # run (nin.serve.server says why), everything else works, and the container serves the same models.

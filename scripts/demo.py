@@ -51,6 +51,8 @@ def main() -> None:
     model = () if contract.folder == NIN else ("--model", short(contract.folder))
     with step("1/6 Export the trained network to ONNX"):
         nin("export", "onnx", *model, "--output", short(output))
+        if contract.calibration:
+            nin("export", "onnx", *model, "--precision", "int8", "--output", short(output))
     with step("2/6 Export it to TorchScript"):
         nin("export", "torchscript", *model, "--output", short(output))
     with step("3/6 The parity gate: does every runtime, and the server, answer like the network?"):

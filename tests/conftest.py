@@ -134,7 +134,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[t
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all four exports, made by the scripts; tests that change it copy it first."""
+    """A folder with all exports, made by the scripts; tests that change it copy it first."""
     with made_once(tmp_path_factory, "artifacts") as (folder, filled):
         if not filled:
             export_all(NIN, folder)
@@ -191,10 +191,14 @@ def lenet_repository(
 
 
 def export_all(model: Path, folder: Path) -> None:
-    """Both graphs in every format."""
+    """Both graphs in every format that is published; of int8 the classifier."""
+    options: tuple[object, ...] = ("--model", model, "--output", folder)
     with pytest.MonkeyPatch.context() as monkeypatch:
         for path in ("export/to_onnx.py", "export/to_torchscript.py"):
-            assert run_script(monkeypatch, path, "--model", model, "--output", folder) == 0
+            assert run_script(monkeypatch, path, *options) == 0
+        if load_contract(model).calibration:
+            int8 = ("--precision", "int8")
+            assert run_script(monkeypatch, "export/to_onnx.py", *int8, *options) == 0
 
 
 @pytest.fixture(scope="session")

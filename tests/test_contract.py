@@ -49,6 +49,7 @@ def test_the_built_in_contract_is_what_was_promised() -> None:
         "nin_torchscript",
         "fashion_mnist",
         "fashion_mnist_torchscript",
+        "fashion_mnist_int8",
         "decode_image",
         "fashion_mnist_image",
     ]

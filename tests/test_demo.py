@@ -23,9 +23,9 @@ def test_exports_proves_serves_and_shows(
     assert (shown.returncode, shown.stderr) == (0, "")
     for text in (
         "The gate is open",
-        "| imagenet       | libtorch                | pass ",
-        "| imagenet       | triton-cpp pytorch      | pass ",
-        "| imagenet_image | triton-grpc ensemble    | pass ",
+        "| imagenet       | .pt    | libtorch                | pass ",
+        "| imagenet       | .pt    | triton-cpp pytorch      | pass ",
+        "| imagenet_image | .onnx  | triton-grpc ensemble    | pass ",
         "version 1 of resnet18_onnx, resnet18_torchscript",
         "$ nin classify ",
         "sample-0.png | ",
@@ -44,7 +44,8 @@ def test_exports_proves_serves_and_shows(
     assert {(r["graph"], r["runtime"]) for r in rows} == expected_rows(load_contract(resnet18))
     assert all(row["images"] == 8 and row["flips"] == 0 for row in rows)
     assert all(row["accuracy"] is None for row in rows)  # nobody knows the samples' classes
-    top = [line.split("|")[2].strip() for line in shown.stdout.splitlines() if "sample-0" in line]
+    rows_of_images = [row for row in shown.stdout.splitlines() if "sample-0.png |" in row]
+    top = [row.strip("| ").split("|")[1].strip() for row in rows_of_images]
     assert len(top) == 4  # every client
     assert len(set(top)) == 1
 

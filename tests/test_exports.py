@@ -357,8 +357,9 @@ def test_an_export_that_fails_its_golden_vectors_is_not_published(
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("kind", SCRIPTS)
+@pytest.mark.parametrize(
+    ("kind", "number"), zip(SCRIPTS, (signal.SIGINT, signal.SIGTERM), strict=True)
+)
 def test_an_interrupt_leaves_no_partial_file(
     kind: str, number: int, resnet18: Path, tmp_path: Path
 ) -> None:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from nin.contract import Contract, Graph, Outputs
 from nin.export.artifact import Metadata
-from nin.export.onnx_file import export_onnx
-from nin.export.torchscript_file import export_torchscript
+from nin.export.formats import ONNX, TORCHSCRIPT
 from nin.gate.golden import Golden
 from nin.gate.parity import Answers, Row, check_classes, check_parity
 from nin.gate.questions import (
@@ -34,9 +33,7 @@ from nin.gate.questions import (
 from nin.gate.reference import Reference, compute_golden, compute_reference
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.eager import run_module
-from nin.gate.runtimes.ort import OrtRuntime
-from nin.gate.runtimes.registry import CPU_RUNTIMES, available_runtimes, open_runtime
-from nin.gate.runtimes.torchscript import TorchScriptRuntime
+from nin.gate.runtimes.registry import CUDA_RUNTIMES, available_runtimes, open_runtime
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
 from nin.network.weights import save_weights
@@ -61,23 +58,30 @@ def test_every_artifact_in_every_runtime_passes(
     assert (ended.code, ended.err) == (0, "")
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["passed"]
-    assert len(data["rows"]) == 8 + 4 * 3 + 2
+    assert len(data["rows"]) == 12 + 5 * 3 + 2
     for row in data["rows"]:
-        assert (row["images"], row["flips"]) == (16, 0)
+        int8 = row["format"] == ".int8.onnx"
+        assert row["images"] == 16
         assert row["accuracy"] > 0.8
+        assert (row["agreement"] is not None) == int8
+        assert int8 or row["flips"] == 0
         for name, budget in row["budget"].items():
-            assert 0 <= row["mean_error"][name] <= row["max_error"][name] <= budget < 1e-3
+            errors = row["mean_error"][name], row["max_error"][name]
+            assert 0 <= errors[0] <= errors[1] <= budget < (1 if int8 else 1e-3)
     for text in (ended.out, (tmp_path / "report.md").read_text()):
-        assert re.search(r"^\| fashion_mnist +\| onnxruntime +\| pass ", text, re.MULTILINE)
+        for suffix in (".onnx", ".int8.onnx"):
+            line = rf"^\| fashion_mnist +\| {suffix} +\| onnxruntime +\| pass "
+            assert re.search(line, text, re.MULTILINE)
 
 
 def test_a_running_server_can_be_checked(
-    server: Server, tmp_path: Path, script: Script, few_sizes: None
+    server: Server, artifacts: Path, tmp_path: Path, script: Script, few_sizes: None
 ) -> None:
-    options = ("--images", 4, "--report", tmp_path / "report", "--graph", "fashion_mnist")
+    options = ("--images", 4, "--report", tmp_path / "report", "--graph", "fashion_mnist",
+               "--artifacts", artifacts)  # fmt: skip
     ended = script(VERIFY, *options, "--runtimes", "triton-grpc", "--grpc-url", server.grpc)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.count("| pass ") == 2  # one model of each backend
+    assert ended.out.count("| pass ") == 3  # a model of each backend, and int8
     ended = script(VERIFY, *options, "--runtimes", "triton-http", "--grpc-url", server.grpc)
     assert ended.code == 2
     assert "no address for triton-http" in ended.err
@@ -120,12 +124,12 @@ def test_resnet18_passes_at_its_full_size(
     options = ("--model", tmp_path / "model", "--artifacts", tmp_path / "artifacts")
     ended = script(VERIFY, *options)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.count("| pass ") == 8 + 4 * 3 + 2
+    assert ended.out.count("| pass ") == 10 + 4 * 3 + 2
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
-@pytest.mark.parametrize("name", [f"{name}-cuda" for name in CPU_RUNTIMES])
+@pytest.mark.parametrize("name", CUDA_RUNTIMES)
 def test_cuda_passes(
     name: str, graph: Graph, artifacts: Path, model: TrainedModel, gate: "Gate"
 ) -> None:
@@ -138,7 +142,7 @@ def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the script that aren't about batch sizes: seconds instead of half a minute."""
     monkeypatch.setattr(
         "nin.commands.verify.share_sizes",
-        lambda sharing, max_batch: [QUICK] * sharing,
+        lambda sharing, max_batch: [quick_plan(max_batch)] * sharing,
     )
 
 
@@ -184,9 +188,8 @@ def export(golden: dict[str, Golden], model: TrainedModel) -> Callable[..., Runt
         metadata = Metadata(graph.describe(), LABELS, vectors, model.weights_sha256, {})
         texts = {**metadata.to_texts(), **changed}
         example = torch.tensor(vectors.batch(graph))
-        if kind == "onnx":
-            return OrtRuntime(export_onnx(module, example, graph, texts, 18), graph)
-        return TorchScriptRuntime(export_torchscript(module, example, graph, texts), graph)
+        fmt = {"onnx": ONNX, "torchscript": TORCHSCRIPT}[kind]
+        return fmt.open(fmt.write(fmt.compile(module, example, graph), texts), graph)
 
     return run
 
@@ -616,7 +619,7 @@ def test_exit_code_1_and_the_reason_when_closed(
     )
     assert ended.code == 1
     assert "error: the gate is closed" in ended.err
-    assert "nin in onnxruntime: weights: it was exported from" in ended.err
+    assert "nin.onnx in onnxruntime: weights: it was exported from" in ended.err
     assert not json.loads((tmp_path / "r.json").read_text())["passed"]
     assert "FAIL" in (tmp_path / "r.md").read_text()
 

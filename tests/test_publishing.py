@@ -230,7 +230,7 @@ def test_an_artifact_off_its_golden_vectors_is_never_published(
         biases[-1][0].neg_()
     example = torch.zeros(2, *graph.input.shape, dtype=torch.uint8)
     texts = fmt.read_texts((exports / f"small{suffix}").read_bytes())
-    data = fmt.export(changed.module(graph), example, graph, texts)
+    data = fmt.write(fmt.compile(changed.module(graph), example, graph), texts)
     vouch(exports, f"small{suffix}", data)
     with pytest.raises(CheckError, match=r"^small.* is not published: golden vectors: lo"):
         publish(lenet, exports, own)
@@ -302,7 +302,10 @@ def test_the_quick_gate_closes(lenet: Contract, script: Script, exports: Path, o
     ended = publish_script(script, lenet, "--artifacts", exports, "--repository", own)
     assert ended.code == 1
     assert "nothing is published, the gate is closed" in ended.err
-    assert "lenet in onnxruntime: golden vectors: they allow logits to be off by 1e+09" in ended.err
+    assert (
+        "lenet.onnx in onnxruntime: golden vectors: they allow logits to be off by 1e+09"
+        in ended.err
+    )
     assert_untouched(own)
 
 

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -487,9 +488,17 @@ def test_metrics_count_requests_and_queue_time(
         (line,) = (x for x in lines if x.startswith(f'{name}{{model="fashion_mnist",'))
         return float(line.split()[-1])
 
-    before = read("nv_inference_request_success"), read("nv_inference_count")
+    def settled() -> tuple[float, float]:
+        """Triton counts a request after it has answered it."""
+        while True:
+            counts = read("nv_inference_request_success"), read("nv_inference_count")
+            time.sleep(0.5)
+            if counts == (read("nv_inference_request_success"), read("nv_inference_count")):
+                return counts
+
+    before = settled()
     client.classify(pixels[:5])
-    after = read("nv_inference_request_success"), read("nv_inference_count")
+    after = settled()
     assert (after[0] - before[0], after[1] - before[1]) == (1, 5)
     assert read("nv_inference_queue_duration_us") > 0
 

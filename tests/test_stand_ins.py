@@ -5,6 +5,7 @@ The rules and the texts are those of the sources of onnxruntime_backend and pyto
 
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -254,8 +255,17 @@ def test_pytorch_refuses_what_is_no_batch_of_tensors(
         with pytest.raises(ServerError, match=message) as raised:
             client.infer(name, {"pixels": np.ones((3, 28, 28), np.float32)})
         assert raised.value.__cause__.status() == status  # type: ignore[union-attr]
+        assert counted(client, name) == (1, 0)
+
+
+def counted(client: Client, name: str) -> tuple[int, int]:
+    """Failures and successes; Triton counts a request after it has answered it."""
+    for _ in range(50):
         counts = client.statistics(name)["inference_stats"]
-    assert (counts["fail"]["count"], counts["success"]["count"]) == (1, 0)
+        if any(result := (counts["fail"]["count"], counts["success"]["count"])):
+            return result
+        time.sleep(0.1)
+    raise TimeoutError("the server counts nothing")
 
 
 def test_pytorch_leaves_a_module_in_the_mode_it_was_saved_in(own: Path, server: Server) -> None:

@@ -226,7 +226,14 @@ def test_two_processes_normalise_over_their_common_batch(
     assert ended.stdout.count("test acc") == 1
 
 
-@pytest.mark.parametrize("recipe", ["best", "best without batch norm", "book"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "best without batch norm",
+        pytest.param("best", marks=pytest.mark.slow),
+        pytest.param("book", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_like_one_on_the_same_batches(
     script: Script, tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:

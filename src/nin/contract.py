@@ -7,7 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -158,7 +158,16 @@ class Model:
     @property
     def filename(self) -> str:
         """What the official backend looks for in a version's folder."""
-        return f"model{self.format}"
+        assert self.format is not None
+        return f"model.{self.format.rpartition('.')[2]}"
+
+
+def openvino_model(graph: Graph, suffix: str) -> Model:
+    """A graph on the openvino backend, an image at a time.
+
+    That backend computes max_batch_size images whatever is asked, and OpenVINO is as fast with one.
+    """
+    return Model(f"{graph.name}_openvino", replace(graph, max_batch=1), "openvino", suffix)
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,9 @@ class Contract:
     pixels: Pixels
     files: Files
     samples: Samples
-    calibration: Samples | None
+    calibration: Samples | None  # of int8, which is served where it is given
     triton: Triton
+    openvino: bool = False  # whether int8 is served by that backend too, which not every server has
 
     @cached_property
     def network_graph(self) -> Graph:
@@ -225,11 +235,15 @@ class Contract:
     def models(self) -> tuple[Model, ...]:
         """The models of the Triton repository."""
         network, classifier = self.network_graph, self.classifier_graph
+        int8 = Model(f"{classifier.name}_int8", classifier, "onnxruntime", ".int8.onnx")
+        openvino = openvino_model(classifier, ".int8.onnx")
         return (
             Model(f"{network.name}_onnx", network, "onnxruntime", ".onnx"),
             Model(f"{network.name}_torchscript", network, "pytorch", ".pt"),
             Model(classifier.name, classifier, "onnxruntime", ".onnx"),
             Model(f"{classifier.name}_torchscript", classifier, "pytorch", ".pt"),
+            *([int8] if self.calibration else []),
+            *([openvino] if self.calibration and self.openvino else []),
             self.decoder,
             self.ensemble,
         )

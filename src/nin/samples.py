@@ -2,14 +2,15 @@
 
 import gzip
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from nin.contract import Contract, Files
+from nin.contract import CONTRACT_FILE, Contract, Files, Samples
 from nin.errors import InputError
 from nin.images import BROKEN_GZIP, idx_kind, parse_idx
 
@@ -18,6 +19,16 @@ Pixels = NDArray[np.uint8]
 # Of several pairs of IDX files in a folder, the test images come before the training images.
 _PREFERRED = ("t10k-", "train-")
 _IMAGES, _LABELS = "images-idx?-ubyte", "labels-idx1-ubyte"
+
+LEAST_SAMPLES = 4  # fewer would prove next to nothing
+LEAST_CALIBRATION = 32
+_MOST_CALIBRATION = 512  # more change nothing but the time
+_AT_A_TIME = 1024  # samples in memory
+
+_EXPECTED = {
+    "idx": "IDX files of images and their labels",
+    "folder": "PNG or JPEG files, in sub-folders 0, 1, ... by class where that is known",
+}
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how PNG and JPEG files begin
 
@@ -50,19 +61,59 @@ def open_samples(contract: Contract, data_dir: Path | None = None) -> SampleSet:
     Raises:
         InputError: there are none, or they aren't images for this model.
     """
-    folder = data_dir or contract.samples.path
-    expected = {
-        "idx": "IDX files of images and their labels",
-        "folder": "PNG or JPEG files, in sub-folders 0, 1, ... by class where that is known",
-    }[contract.samples.kind]
-    if not folder.is_dir():
-        there = "a file" if folder.exists() else "nothing"
-        raise InputError(f"no folder of samples at {folder}: {there} is there, expected {expected}")
-    opened = _open_idx if contract.samples.kind == "idx" else _open_folder
-    samples = opened(folder, contract)
-    if not len(samples):
-        raise InputError(f"{folder} holds no samples, expected {expected}")
+    source = replace(contract.samples, path=data_dir or contract.samples.path)
+    samples = _open(source, contract)
+    if len(samples) < LEAST_SAMPLES:
+        raise InputError(
+            f"{source.path} holds {len(samples)} samples, expected {LEAST_SAMPLES} or more: "
+            f"{_EXPECTED[source.kind]}"
+        )
     return samples
+
+
+def open_calibration(contract: Contract, samples: SampleSet) -> Pixels:
+    """The images that activations are measured on, as the classifier's pixels: 512 at most.
+
+    Args:
+        samples: the model's; what it is proven on must not have shaped it.
+
+    Raises:
+        InputError: there are none, too few, images of another shape, or some of the samples.
+    """
+    if contract.calibration is None:
+        raise InputError(
+            f"{contract.folder / CONTRACT_FILE} has no [calibration], which int8 needs: the kind "
+            f"and path of {LEAST_CALIBRATION} or more training images, as in [samples]"
+        )
+    path = contract.calibration.path
+    images = _open(contract.calibration, contract)
+    if len(images) < LEAST_CALIBRATION:
+        raise InputError(
+            f"{path} holds {len(images)} images, expected {LEAST_CALIBRATION} or more training "
+            "images to calibrate int8"
+        )
+    pixels = images.pixels(range(min(len(images), _MOST_CALIBRATION)))
+    known = {image.tobytes(): name for image, name in zip(pixels, images.names, strict=False)}
+    starts = range(0, len(samples), _AT_A_TIME)
+    for start in tqdm(starts, "comparing with the samples", disable=None, leave=False):
+        indices = range(start, min(start + _AT_A_TIME, len(samples)))
+        for index, image in zip(indices, samples.pixels(indices), strict=True):
+            if (name := known.get(image.tobytes())) is not None:
+                raise InputError(
+                    f"{path}: {name} is the sample {samples.names[index]}; calibrate on training "
+                    "images, never on those that the gate judges by"
+                )
+    return pixels
+
+
+def _open(source: Samples, contract: Contract) -> SampleSet:
+    if not source.path.is_dir():
+        there = "a file" if source.path.exists() else "nothing"
+        raise InputError(
+            f"no folder of images at {source.path}: {there} is there, "
+            f"expected {_EXPECTED[source.kind]}"
+        )
+    return (_open_idx if source.kind == "idx" else _open_folder)(source.path, contract)
 
 
 # --- IDX files ---

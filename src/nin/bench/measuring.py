@@ -53,7 +53,13 @@ def measure_rows(
 
     Raises CheckError naming the row where one fails.
     """
-    points = [(b, row, c) for b in opener.batches for row in rows for c in row.concurrencies]
+    points = [
+        (batch, row, concurrency)
+        for batch in opener.batches
+        for row in rows
+        if row.takes(batch)
+        for concurrency in row.concurrencies
+    ]
     steps = 2 * len(rows) + length.rounds * len(points)
     with tqdm(total=steps, disable=None, leave=False) as bar:
 
@@ -82,7 +88,8 @@ def measure_rows(
         described = []
         for row in rows:
             with step(row, "classes"):
-                described.append(_describe(row, ways[row], judge, max(opener.batches)))
+                batch = max(filter(row.takes, opener.batches))
+                described.append(_describe(row, ways[row], judge, batch))
     return {"rows": described, "rounds": rounds}
 
 
@@ -91,7 +98,7 @@ def _describe(row: Row, way: Way, judge: Judge, batch: int) -> dict[str, Any]:
     return {
         "name": row.name,
         "runtime": row.runtime,
-        "served": row.served,
+        "served": row.model.name if row.model else None,
         "file": row.file.name,
         "file_bytes": row.file.stat().st_size,
         "precision": row.precision,

@@ -32,7 +32,8 @@ from nin.errors import CheckError, InputError
 from nin.export.artifact import read_manifest
 from nin.export.formats import FORMATS
 from nin.gate.runtimes.cpp import cpp_tools_are_built
-from nin.gate.runtimes.registry import artifact_of, available_runtimes, open_runtime, open_served
+from nin.gate.runtimes.openvino import openvino_is_installed
+from nin.gate.runtimes.registry import available_runtimes, open_runtime, open_served, suffixes_of
 from nin.gate.runtimes.triton import SERVER_RUNTIMES
 from nin.images import encode_idx
 from nin.paths import CPP_TOOLS
@@ -56,14 +57,21 @@ class Row:
     file: Path  # what is run: an export, or the weights
     layout: Layout = _ONE
     precision: str = "float32"
-    served: str | None = None  # the model's name
+    model: Model | None = None  # the served one
 
     @property
     def concurrencies(self) -> tuple[int, ...]:
         """Calls at the same time: an instance's one, or the requests in flight."""
-        if self.served:
+        if self.model:
             return (1,) if self.runtime == _CPP_CLIENT else CLIENTS
         return (self.layout.instances,)
+
+    def takes(self, batch: int) -> bool:
+        return self.model is None or batch <= self.model.graph.max_batch
+
+    @property
+    def suffix(self) -> str:
+        return self.file.name[self.file.name.index(".") :]
 
     @property
     def sizes(self) -> str:
@@ -79,17 +87,18 @@ def list_rows(contract: Contract, weights: Path, artifacts: Path) -> list[Row]:
     there = {name for name in exported if (artifacts / name).is_file()}
     rows = [Row(EAGER, EAGER, weights)]
     for runtime in available_runtimes():
-        name = artifact_of(runtime, contract.classifier_graph)
-        if name in there:
-            rows += _runtime_rows(runtime, artifacts / name, name.removeprefix(contract.name))
+        for suffix in suffixes_of(runtime):
+            name = f"{contract.name}{suffix}"
+            if name in there:
+                rows += _runtime_rows(runtime, artifacts / name, suffix)
     try:
         find_tritonserver()
     except InputError as error:
         print(f"served rows are left out: {error}", file=sys.stderr)
         return rows
-    for model in contract.published:
+    for model in replace(contract, openvino=openvino_is_installed()).published:
         file = artifacts / f"{model.graph.name}{model.format}"
-        if model.graph == contract.classifier_graph and file.name in there:
+        if model.graph.name == contract.name and file.name in there:
             rows += _served_rows(model, file)
     return rows
 
@@ -109,7 +118,7 @@ def _served_rows(model: Model, file: Path) -> Iterator[Row]:
     precision = FORMATS[model.format].precision
     for client in SERVER_RUNTIMES:
         if client != _CPP_CLIENT or cpp_tools_are_built():
-            yield Row(f"{client}/{model.name}", client, file, layout_for(), precision, model.name)
+            yield Row(f"{client}/{model.name}", client, file, layout_for(), precision, model)
 
 
 def choose_rows(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
@@ -138,20 +147,20 @@ class Opener:
     _servers: dict[str, Server] = field(default_factory=dict)
 
     def open(self, row: Row) -> Way:
-        if row.served:
-            return self._open_served(row, row.served)
+        if row.model:
+            return self._open_served(row, row.model)
         if row.runtime.startswith(_LIBTORCH):
             device = row.runtime.partition("-")[2] or "cpu"
             options = ("--model", row.file, "--device", device, "--no-replay")
-            graph = self.contract.classifier_graph
-            run = open_runtime(row.runtime, graph, artifacts=self.artifacts)
+            graph, suffix = self.contract.classifier_graph, row.suffix
+            run = open_runtime(row.runtime, graph, suffix, artifacts=self.artifacts)
             return CppTool("nin_classify", options, run, self.pixels)
         folders = (self.contract.folder, self.weights, self.artifacts)
-        opener = partial(open_in_process, row.runtime, *folders, row.layout)
+        opener = partial(open_in_process, row.runtime, row.suffix, *folders, row.layout)
         return start_worker(self.stack, opener, self.pixels, self.batches)
 
-    def _open_served(self, row: Row, name: str) -> Way:
-        model = next(model for model in self.contract.published if model.name == name)
+    def _open_served(self, row: Row, model: Model) -> Way:
+        name = model.name
         if name not in self._servers:  # of this model alone, so that its memory is the model's
             folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="nin-"))
             stage_alone(self.contract, model, self.artifacts, Path(folder), row.layout)
@@ -161,7 +170,8 @@ class Opener:
         url, process = getattr(server, protocol), server.process.pid
         if row.runtime != _CPP_CLIENT:
             opener = partial(open_clients, url, protocol, model, max(CLIENTS), process)
-            return start_worker(self.stack, opener, self.pixels, self.batches)
+            batches = list(filter(row.takes, self.batches))
+            return start_worker(self.stack, opener, self.pixels, batches)
         run = open_served(row.runtime, url, model, None)
         return CppTool("nin_triton", ("--url", url, "--model", name), run, self.pixels, process)
 

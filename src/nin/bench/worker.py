@@ -108,9 +108,13 @@ def memory_mib(kind: str, process: int | str = "self") -> float:
 
 
 def open_in_process(
-    runtime: str, folder: Path, weights: Path, artifacts: Path, layout: Layout
+    runtime: str, suffix: str, folder: Path, weights: Path, artifacts: Path, layout: Layout
 ) -> Loaded:
-    """Instances of EAGER or of the registry's `runtime`; 0 threads are as many as it takes."""
+    """Instances of EAGER or of the registry's `runtime`; 0 threads are as many as it takes.
+
+    Args:
+        suffix: of the export that the runtime loads.
+    """
     if layout.threads:
         os.environ["OMP_NUM_THREADS"] = str(layout.threads)  # before torch is imported
     import torch
@@ -126,7 +130,7 @@ def open_in_process(
     def load() -> Run:
         if runtime == EAGER:
             return _open_eager(folder, weights, graph)
-        return open_runtime(runtime, graph, artifacts=artifacts)
+        return open_runtime(runtime, graph, suffix, artifacts=artifacts)
 
     before_mib = memory_mib("VmRSS")
     runs = [load() for _ in range(layout.instances)]

@@ -1,6 +1,7 @@
 """Exports the trained network and the classifier around it.
 
 nin export onnx                                # both graphs, for any recent onnxruntime
+nin export onnx --precision int8               # the classifier with 8-bit weights and activations
 nin export onnx --target-triton 24.10          # the newest opset that this release loads
 nin export torchscript --model models/resnet18
 """
@@ -14,20 +15,30 @@ from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.contract import Contract
 from nin.errors import InputError
 from nin.export.exporting import export_model
-from nin.export.formats import FORMATS, ONNX, TORCHSCRIPT, Format
-from nin.export.onnx_file import DEFAULT_OPSET, OPSETS, choose_opset, export_onnx, ir_version
+from nin.export.formats import FORMATS, TORCHSCRIPT, Format
+from nin.export.onnx_file import DEFAULT_OPSET, OPSETS, choose_opset, ir_version
 from nin.export.operators import younger_operators
 from nin.network.build import load_model
 from nin.releases import triton_release
 
-_FORMATS = {fmt.name: fmt for fmt in FORMATS.values()}
+_FORMATS: dict[tuple[str, str], Format] = {(f.name, f.precision): f for f in FORMATS.values()}
+_NAMES, _PRECISIONS = (list(dict.fromkeys(values)) for values in zip(*_FORMATS, strict=True))
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-    options.add_argument("format", choices=_FORMATS, help="the format of the files")
+    options.add_argument("format", choices=_NAMES, help="the format of the files")
     add_model_options(options)
     options.add_argument(
-        "--graph", default="all", help="the graph to export, by its name in model.toml, or `all`"
+        "--precision",
+        choices=_PRECISIONS,
+        default="float32",
+        help="int8 is calibrated on the images that model.toml names as [calibration]",
+    )
+    options.add_argument(
+        "--graph",
+        default="all",
+        help="the graph to export, by its name in model.toml; `all` is the classifier alone where "
+        "the precision is int8",
     )
     options.add_argument("--output", type=Path, help=f"folder to write to; {ARTIFACTS_HELP}")
     options.add_argument(
@@ -45,19 +56,26 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    fmt = _for_target(_FORMATS[args.format], args)
+    fmt = _for_target(_format(args.format, args.precision), args)
     model = load_model(args.model, args.weights)
     output = artifacts_of(model.contract, args.output)
-    graphs = _graphs(model.contract, args.graph)
+    graphs = _graphs(model.contract, args.graph, fmt)
     export_model(model, fmt, output, graphs=graphs, data_dir=args.data_dir, force=args.force)
     if fmt is TORCHSCRIPT and args.target_triton:
         for name in graphs:
             _say_what_is_younger((output / f"{name}{fmt.suffix}"), args.target_triton)
 
 
+def _format(name: str, precision: str) -> Format:
+    if (name, precision) not in _FORMATS:
+        others = [other for other, known in _FORMATS if known == precision]
+        raise InputError(f"{name} has no {precision}; use {' or '.join(others)}")
+    return _FORMATS[name, precision]
+
+
 def _for_target(fmt: Format, args: argparse.Namespace) -> Format:
     """The format with the opset that the options ask for."""
-    if fmt is not ONNX:
+    if fmt.opset is None:
         if args.opset is not None:
             raise InputError(f"--opset is ONNX's; {fmt.name} has none")
         if args.target_triton:
@@ -65,12 +83,14 @@ def _for_target(fmt: Format, args: argparse.Namespace) -> Format:
         return fmt
     opset = choose_opset(args.opset, args.target_triton)
     return replace(
-        fmt, export=partial(export_onnx, opset=opset), opset=opset, ir_version=ir_version(opset)
+        fmt, compile=partial(fmt.compile, opset=opset), opset=opset, ir_version=ir_version(opset)
     )
 
 
-def _graphs(contract: Contract, graph: str) -> list[str]:
+def _graphs(contract: Contract, graph: str, fmt: Format) -> list[str]:
     names = list(contract.graphs)
+    if graph == "all" and fmt.precision == "int8":
+        return [contract.name]
     if graph != "all" and graph not in names:
         raise InputError(f"no graph {graph} in {contract.folder}; it has {', '.join(names)}")
     return names if graph == "all" else [graph]

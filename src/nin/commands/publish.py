@@ -124,8 +124,7 @@ def _layout(contract: Contract, args: argparse.Namespace) -> Layout | None:
 
 def tune(contract: Contract, args: argparse.Namespace) -> Layout:
     """Prints what was tried; raises CheckError where nothing is within the bound."""
-    graph = contract.classifier_graph
-    models = {model.name: model for model in contract.published if model.graph == graph}
+    models = {m.name: m for m in contract.published if m.graph.name == contract.name}
     name = args.tune or contract.name
     if name not in models:
         raise InputError(f"no classifier {name} is published; there are {', '.join(models)}")

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.contract import Contract, Graph, Model, load_contract
 from nin.errors import CheckError, InputError
 from nin.export.artifact import read_manifest
+from nin.export.formats import ONNX
 from nin.files import make_folder, write_atomically
 from nin.gate.parity import (
     HEADER,
@@ -41,15 +43,16 @@ from nin.gate.questions import (
     seed_of_today,
     share_sizes,
 )
+from nin.gate.reduced import questions_of_file
 from nin.gate.releases import check_releases
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.cpp import cpp_tools_are_built
 from nin.gate.runtimes.registry import (
     RUNTIMES,
-    artifact_of,
     available_runtimes,
     open_runtime,
     open_served,
+    suffixes_of,
 )
 from nin.gate.runtimes.triton import SERVER_RUNTIMES
 from nin.network.build import TrainedModel, load_model
@@ -131,18 +134,26 @@ def execute(args: argparse.Namespace) -> None:
     make_folder(report_base.parent)  # now, not after minutes of work
     model = load_model(args.model, args.weights)
     runtimes = [
-        (row, open_runtime(row.runtime, row.graph, artifacts=args.artifacts, model=model))
+        (
+            row,
+            open_runtime(row.runtime, row.graph, row.suffix, artifacts=args.artifacts, model=model),
+        )
         for row in asked
         if not row.model
     ]
     questions = questions_of(args, model, samples)
-    takes_files = any(row.graph == contract.ensemble.graph for row in asked)
-    of_files = as_files(questions, model) if takes_files else questions
+
+    @cache
+    def questions_for(graph: Graph, suffix: str | None) -> Questions:
+        if graph == contract.ensemble.graph:
+            return as_files(questions, model)
+        return questions_of_file(questions, graph, suffix, args.artifacts)
 
     def check(row: Asked, runtime: Runtime) -> Row:
-        questions_of_row = of_files if row.model == contract.ensemble else questions
         assert row.plan is not None
-        return check_parity(row.name, runtime, row.graph, questions_of_row, row.plan)
+        graph = contract.graphs.get(row.graph.name, row.graph)  # with the batches of the file
+        asked_of_row = questions_for(graph, row.suffix)
+        return check_parity(row.name, runtime, row.graph, asked_of_row, row.plan, row.suffix or "-")
 
     rows = [check(row, runtime) for row, runtime in runtimes]
     if served := [row for row in asked if row.model]:
@@ -185,12 +196,17 @@ class Asked:
     runtime: str
     graph: Graph
     model: Model | None = None  # where a server runs it
-    file: str | None = None  # None: eager runs none
+    suffix: str | None = None  # of the file that it runs; eager runs none
     plan: Plan | None = None  # set once it is known which rows share a file
 
     @property
     def name(self) -> str:
         return f"{self.runtime} {self.model.backend}" if self.model else self.runtime
+
+    @property
+    def file(self) -> str | None:
+        """What a row of this process runs."""
+        return f"{self.graph.name}{self.suffix}" if self.suffix and not self.model else None
 
 
 def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
@@ -202,13 +218,15 @@ def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
     if args.graph not in (*graphs, "all"):
         raise InputError(f"no graph {args.graph} in {args.model}; it has {', '.join(graphs)}")
     rows = [
-        Asked(name, graph, file=artifact_of(name, graph))
+        Asked(name, graph, suffix=suffix)
         for graph in contract.graphs.values()
+        if args.graph in (graph.name, "all")
         for name in args.runtimes
-        if name not in SERVER_RUNTIMES and args.graph in (graph.name, "all")
+        if name not in SERVER_RUNTIMES
+        for suffix in suffixes_to_check(name, graph, contract, args.artifacts)
     ]
     rows += [
-        Asked(name, model.graph, model, served_file(contract, model))
+        Asked(name, model.graph, model, model.format or ONNX.suffix)
         for model in contract.models
         for name in SERVER_RUNTIMES
         if name in args.runtimes
@@ -218,22 +236,43 @@ def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
     ]
     if not rows:
         raise InputError(f"nothing to check: none of the runtimes named runs {args.graph}")
-    max_batch = contract.triton.max_batch
-    # a server that runs already may serve another file of that name
-    kinds = [
-        (row.file, row.runtime.endswith("-cuda"), is_remote(args) and row.model) for row in rows
-    ]
-    plans = {kind: iter(share_sizes(kinds.count(kind), max_batch)) for kind in kinds}
+    kinds = [(row.graph.max_batch, sharing_of(args, contract, row)) for row in rows]
+    plans = {kind: iter(share_sizes(kinds.count(kind), kind[0])) for kind in kinds}
     # eager is asked less: it is what was trained, nothing that is deployed
     return [
-        replace(row, plan=next(plans[kind]) if row.file else quick_plan(max_batch))
+        replace(row, plan=next(plans[kind]) if row.suffix else quick_plan(kind[0]))
         for row, kind in zip(rows, kinds, strict=True)
     ]
 
 
+def suffixes_to_check(
+    name: str, graph: Graph, contract: Contract, artifacts: Path
+) -> list[str | None]:
+    """Of the files that a runtime loads: those that are published, and what else was exported."""
+    suffixes = suffixes_of(name)
+    if not suffixes:
+        return [None]
+    listed = read_manifest(artifacts)
+    published = {(model.graph.name, model.format) for model in contract.published}
+    return [
+        suffix
+        for suffix in suffixes
+        if (graph.name, suffix) in published or f"{graph.name}{suffix}" in listed
+    ]
+
+
+def sharing_of(args: argparse.Namespace, contract: Contract, row: Asked) -> object:
+    """What rows have in common that run the same file by the same library on the same device."""
+    name = contract.name if row.model == contract.ensemble else row.graph.name
+    openvino = "openvino" in (row.runtime, row.model and row.model.backend)
+    # a server that runs already may serve another file of that name
+    other_file = is_remote(args) and row.model
+    return name, row.suffix, openvino, row.runtime.endswith("-cuda"), other_file
+
+
 def judged_files(args: argparse.Namespace, asked: list[Asked]) -> dict[str, str]:
     """The SHA-256 of files that are judged whole: a server shows no golden vectors."""
-    files = {row.file for row in asked if row.file and not row.model}
+    files = {row.file for row in asked if row.file}
     entries = read_manifest(args.artifacts) if files else {}
     return {file: entries[file].sha256 for file in sorted(files) if file in entries}
 
@@ -241,11 +280,6 @@ def judged_files(args: argparse.Namespace, asked: list[Asked]) -> dict[str, str]
 def is_remote(args: argparse.Namespace) -> bool:
     """Whether the server is one that runs already."""
     return any(getattr(args, f"{protocol}_url") for protocol in SERVER_RUNTIMES.values())
-
-
-def served_file(contract: Contract, model: Model) -> str:
-    """The artifact behind a model of the server; the ensemble's is the classifier's."""
-    return f"{model.graph.name}{model.format}" if model.format else f"{contract.name}.onnx"
 
 
 def check_servers(
@@ -264,7 +298,10 @@ def check_servers(
             ]
     except CheckError as error:
         failures = [f"the artifacts can't be served: {error}"]
-        return [Row(row.name, row.graph.name, 0, {}, failures=failures) for row in asked]
+        return [
+            Row(row.name, row.graph.name, 0, {}, failures=failures, format=row.suffix or "-")
+            for row in asked
+        ]
 
 
 @contextmanager

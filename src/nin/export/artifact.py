@@ -12,6 +12,15 @@ from nin.gate.golden import Golden
 
 MANIFEST = "manifest.json"
 
+# By suffix, what `nin export` makes such a file.
+_EXPORTS = {
+    ".onnx": "onnx",
+    ".int8.onnx": "onnx --precision int8",
+    ".pt": "torchscript",
+    ".pt2": "pt2",
+    ".int8.pt2": "pt2 --precision int8",
+}
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -60,6 +69,7 @@ class Entry:
     size: int
     graph: str
     format: str
+    precision: str
     opset: int | None
     ir_version: int | None
     weights_sha256: str
@@ -98,10 +108,10 @@ def read_artifact(folder: Path, name: str) -> bytes:
     entry = read_manifest(folder).get(name)
     path = folder / name
     if entry is None or not path.is_file():
-        kind = {".onnx": "onnx", ".pt": "torchscript"}.get(path.suffix, "")
+        suffix = name[name.find(".") :]
         raise InputError(
-            f"no {name} in {folder}; export it first: `nin export {kind}` with the --model, or "
-            "name the folder of its exports: --artifacts"
+            f"no {name} in {folder}; export it first: `nin export {_EXPORTS.get(suffix, '')}` "
+            "with the --model, or name the folder of its exports: --artifacts"
         )
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()

@@ -13,9 +13,11 @@ from nin.export.artifact import MANIFEST, Entry, Metadata, read_manifest, write_
 from nin.export.formats import Format
 from nin.files import atomic_path, locked, make_folder
 from nin.gate.golden import GOLDEN_IMAGES, Golden, replay
-from nin.gate.reference import compute_golden
+from nin.gate.reduced import quantised_golden
+from nin.gate.reference import batch_for, compute_golden
 from nin.network.build import TrainedModel
-from nin.samples import open_samples
+from nin.network.classifier import Preprocess
+from nin.samples import Pixels, open_calibration, open_samples
 from nin.terminal import short
 
 
@@ -41,6 +43,7 @@ def export_model(
     """
     samples = open_samples(model.contract, data_dir)
     first = samples.pixels(range(min(len(samples), GOLDEN_IMAGES)))
+    calibration = open_calibration(model.contract, samples) if fmt.unfused else None
     make_folder(output)
     with locked(output):
         entries = _listed(output, force=force)
@@ -49,20 +52,35 @@ def export_model(
             _refuse_foreign(path, fmt, force=force)
         for graph, path in paths.items():
             golden = compute_golden(model, graph, first)
-            entries[path.name] = _export(path, graph, fmt, model, golden)
+            entries[path.name] = _export(path, graph, fmt, model, golden, calibration)
             # Until this is written, loaders refuse the new file: its digest isn't listed yet.
             write_manifest(output, entries)
 
 
-def _export(path: Path, graph: Graph, fmt: Format, model: TrainedModel, golden: Golden) -> Entry:
+def _export(
+    path: Path,
+    graph: Graph,
+    fmt: Format,
+    model: TrainedModel,
+    golden: Golden,
+    calibration: Pixels | None,
+) -> Entry:
     start = time.perf_counter()
+    module = model.module(graph)
+    example = torch.tensor(golden.batch(graph)[:1]).repeat_interleave(2, dim=0)
+    if fmt.unfused:
+        assert calibration is not None
+        images = torch.tensor(batch_for(Preprocess(model.contract), graph, calibration))
+        program = fmt.compile(module, example, graph, images)
+        golden = quantised_golden(fmt.unfused(fmt.write(program, {}), graph), graph, golden)
+    else:
+        program = fmt.compile(module, example, graph)
     versions = fmt.versions()
     metadata = Metadata(
         graph.describe(), model.contract.labels, golden, model.weights_sha256, versions
     )
     texts = metadata.to_texts()
-    example = torch.tensor(golden.batch(graph)[:1]).repeat_interleave(2, dim=0)
-    data = fmt.export(model.module(graph), example, graph, texts)
+    data = fmt.write(program, texts)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
         _prove(temporary, graph, fmt, texts)
@@ -77,6 +95,7 @@ def _export(path: Path, graph: Graph, fmt: Format, model: TrainedModel, golden: 
         size=len(data),
         graph=graph.name,
         format=fmt.name,
+        precision=fmt.precision,
         opset=fmt.opset,
         ir_version=fmt.ir_version,
         weights_sha256=model.weights_sha256,

@@ -1,37 +1,43 @@
 """The file formats: a new one is a module that writes and reads it, and an entry here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-import torch
-from torch import nn
-
-from nin.contract import Graph
-from nin.export import onnx_file, torchscript_file
+from nin.contract import Graph, Run
+from nin.export import int8_onnx, onnx_file, torchscript_file
 from nin.gate.runtimes import Runtime
-from nin.gate.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.ort import OrtRuntime, unfused
 from nin.gate.runtimes.torchscript import TorchScriptRuntime
+
+Precision = Literal["float32", "int8"]
+Program = Any  # what a format compiles a module to, before the texts are with it
 
 
 @dataclass(frozen=True)
 class Format:
-    """How to write one file format, and how to read back what was written."""
+    """How to write one file format in one precision, and how to read back what was written."""
 
     name: str
+    precision: Precision
     suffix: str
-    export: Callable[[nn.Module, torch.Tensor, Graph, dict[str, str]], bytes]
+    compile: Callable[..., Program]  # of module, example, graph; of int8 also calibration images
+    write: Callable[[Program, dict[str, str]], bytes]
     read_texts: Callable[[bytes], dict[str, str]]
     open: Callable[[bytes, Graph], Runtime]
     versions: Callable[[], dict[str, str]]
+    unfused: Callable[[bytes, Graph], tuple[Run, ...]] | None = None  # of int8: see `ort.unfused`
+    weight_faults: Callable[[bytes, bytes], list[str]] | None = None  # of int8 and float32 files
     opset: int | None = None
     ir_version: int | None = None
-    precision: str = "float32"
 
 
 ONNX = Format(
     name="onnx",
+    precision="float32",
     suffix=".onnx",
-    export=onnx_file.export_onnx,
+    compile=onnx_file.compile_onnx,
+    write=onnx_file.write_onnx,
     read_texts=onnx_file.read_onnx_texts,
     open=OrtRuntime,
     versions=onnx_file.exporter_versions,
@@ -39,13 +45,35 @@ ONNX = Format(
     ir_version=onnx_file.ir_version(onnx_file.DEFAULT_OPSET),
 )
 
+INT8_ONNX = replace(
+    ONNX,
+    precision="int8",
+    suffix=".int8.onnx",
+    compile=int8_onnx.compile_int8_onnx,
+    versions=int8_onnx.exporter_versions,
+    unfused=unfused,
+    weight_faults=int8_onnx.weight_faults,
+)
+
 TORCHSCRIPT = Format(
     name="torchscript",
+    precision="float32",
     suffix=".pt",
-    export=torchscript_file.export_torchscript,
+    compile=torchscript_file.compile_torchscript,
+    write=torchscript_file.write_torchscript,
     read_texts=torchscript_file.read_torchscript_texts,
     open=TorchScriptRuntime,
     versions=torchscript_file.exporter_versions,
 )
 
-FORMATS = {fmt.suffix: fmt for fmt in (ONNX, TORCHSCRIPT)}
+FORMATS = {fmt.suffix: fmt for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT)}
+
+
+def format_of(name: str) -> Format:
+    """The format of a file by its name, GRAPH.SUFFIX."""
+    return FORMATS[name[name.index(".") :]]
+
+
+def float32_of(fmt: Format) -> Format:
+    """The format of the file that an int8 file was made beside."""
+    return next(f for f in FORMATS.values() if f.name == fmt.name and f.precision == "float32")

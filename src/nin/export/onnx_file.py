@@ -47,18 +47,13 @@ def ir_version(opset: int) -> int:
     return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
 
 
-def export_onnx(
-    module: nn.Module,
-    example: torch.Tensor,
-    graph: Graph,
-    texts: dict[str, str],
-    opset: int = DEFAULT_OPSET,
-) -> bytes:
+def compile_onnx(
+    module: nn.Module, example: torch.Tensor, graph: Graph, opset: int = DEFAULT_OPSET
+) -> onnx.ModelProto:
     """Exports `module`, which must be in evaluation mode, and checks what was made.
 
     Args:
         example: a batch of two; with one the exporters might take the batch for a constant.
-        texts: stored as the model's `metadata_props`.
 
     Raises:
         InputError: torch can't export the module; the reason is its own.
@@ -87,8 +82,13 @@ def export_onnx(
     model = program.model_proto
     _remove_traces(model)
     model.ir_version = ir_version(opset)
+    check_onnx(model, graph, opset)
+    return model
+
+
+def write_onnx(model: onnx.ModelProto, texts: dict[str, str]) -> bytes:
+    """The file of a model with the texts as its `metadata_props`."""
     onnx.helper.set_model_props(model, texts)
-    _check(model, graph, opset)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -114,7 +114,8 @@ def _remove_traces(model: onnx.ModelProto) -> None:
         item.ClearField("doc_string")
 
 
-def _check(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
+def check_onnx(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
+    """Raises CheckError unless it is valid ONNX with the graph's inputs and outputs."""
     try:
         onnx.checker.check_model(model, full_check=True)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

@@ -14,30 +14,33 @@ from nin.errors import InputError, first_line
 from nin.network.torch_settings import ignore_deprecations, without_tf32
 
 
-def export_torchscript(
-    module: nn.Module, example: torch.Tensor, graph: Graph, texts: dict[str, str]
-) -> bytes:
+def compile_torchscript(
+    module: nn.Module, example: torch.Tensor, graph: Graph
+) -> torch.jit.ScriptModule:
     """Exports `module`, which must be in evaluation mode.
 
     Args:
         example: a batch of two; with one the exporters might take the batch for a constant.
-        texts: stored as extra files, which `torch::jit::load` reads in C++ too.
 
     Raises:
         InputError: the module can't be traced; the reason is torch's.
     """
-    buffer = io.BytesIO()
     # the trace writes the TensorFloat-32 switch into every convolution
     with ignore_deprecations(), torch.inference_mode(), without_tf32():
         try:
-            traced = _trace(module, example)
-            frozen = torch.jit.freeze(traced)
+            return torch.jit.freeze(_trace(module, example))  # type: ignore[no-any-return]
         except Exception as error:  # of torch, or of the network's own code
             raise InputError(
                 f"{graph.name} can't be traced for TorchScript: {first_line(error)}; "
                 "a network's forward() must be tensor operations; ONNX may do"
             ) from error
-        torch.jit.save(frozen, buffer, _extra_files=texts)
+
+
+def write_torchscript(module: torch.jit.ScriptModule, texts: dict[str, str]) -> bytes:
+    """The archive of a module with the texts as extra files, which C++ reads too."""
+    buffer = io.BytesIO()
+    with ignore_deprecations():
+        torch.jit.save(module, buffer, _extra_files=texts)
     return _without_debug_records(buffer.getvalue())
 
 

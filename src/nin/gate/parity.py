@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nin.contract import Graph, Outputs
-from nin.gate.golden import Golden
 from nin.gate.questions import Batch, Plan, Questions, plan_batches
+from nin.gate.reduced import Losses, check_scale
 from nin.gate.reference import Reference
 from nin.gate.runtimes import Runtime
 from nin.terminal import table
@@ -46,6 +46,13 @@ class Row:
     flips: int = 0
     near_ties: list[str] = field(default_factory=list)  # changed images that rule 3 allows
     accuracy: float | None = None  # None where classes aren't known
+    format: str = "-"  # the file's suffix
+    agreement: float | None = None  # of int8: the share of the samples that keep their class
+    accuracy_loss: float | None = None  # of int8, where classes are known
+    standard_error: float | None = None  # of the loss
+    changed: list[str] = field(
+        default_factory=list
+    )  # of int8: samples of another class, and margins
     seconds: float = 0.0  # for all batches
     failures: list[str] = field(default_factory=list)
 
@@ -70,19 +77,24 @@ class Answers:
 
 
 def check_parity(
-    name: str, runtime: Runtime, graph: Graph, questions: Questions, plan: Plan
+    name: str, runtime: Runtime, graph: Graph, questions: Questions, plan: Plan, suffix: str = "-"
 ) -> Row:
-    """Holds one loaded runtime against the reference."""
+    """Holds one loaded runtime against the reference.
+
+    Args:
+        suffix: of the file that it runs.
+    """
     reference = questions.reference
     budget = {t.name: reference.budget[t.name] for t in graph.outputs}
-    row = Row(name, graph.name, questions.samples, budget, plan.sizes)
+    row = Row(name, graph.name, questions.samples, budget, plan.sizes, format=suffix)
     batches = plan_batches(len(reference.pixels), plan, questions.seed)
     outputs: list[Outputs] = []
     try:
         row.failures += check_identity(
             runtime, graph, labels=questions.labels, weights_sha256=questions.weights_sha256
         )
-        row.failures += check_golden(runtime, graph, questions.golden.get(graph.name))
+        row.failures += check_golden(runtime, graph, questions)
+        row.failures += questions.faults
         if row.failures:
             return row  # it is another export than the one that the gate is asked about
         start = time.perf_counter()
@@ -95,8 +107,10 @@ def check_parity(
         row.accuracy = _accuracy(answers, questions.classes)
         row.failures += check_budget(answers, questions, row)
         row.failures += check_classes(answers, questions, row)
-        row.failures += check_batches(answers, questions, row)
+        row.failures += check_batches(answers, questions)
         row.failures += check_concurrency(runtime, graph, questions)
+        if questions.exact:
+            row.failures += check_losses(answers, questions, row)
     except Exception as error:  # whatever a runtime throws, the gate's answer is no
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         row.failures.append(f"it raised {type(error).__name__}: {reason}")
@@ -128,12 +142,13 @@ def _first_difference(carried: tuple[str, ...], expected: tuple[str, ...]) -> st
     return f"class {index} is {label!r}, expected {right!r}"
 
 
-def check_golden(runtime: Runtime, graph: Graph, expected: Golden | None) -> Iterator[str]:
+def check_golden(runtime: Runtime, graph: Graph, questions: Questions) -> Iterator[str]:
     """Rule 0, second half: the golden vectors that the export carries are the reference's.
 
     They are what every program trusts that loads it.
     """
-    golden = runtime.golden
+    golden, expected = runtime.golden, questions.golden.get(graph.name)
+    reduced = questions.exact is not None  # made in float32, where another machine rounds otherwise
     if golden is None or expected is None:  # it carries none, or can't be asked
         return
     if not np.array_equal(golden.inputs, expected.inputs):
@@ -147,10 +162,12 @@ def check_golden(runtime: Runtime, graph: Graph, expected: Golden | None) -> Ite
         right = expected.outputs[name]
         if values.shape != right.shape:
             yield f"golden vectors: {name} is {values.shape}, expected {right.shape}"
-        elif not (error := np.abs(values - right).max()) <= _FLOAT64_ROUNDING:
+        elif not (error := np.abs(values - right).max()) <= (
+            expected.budget[name] if reduced else _FLOAT64_ROUNDING
+        ):
             yield f"golden vectors: {name} is off by {error:.3g} from the reference; export again"
         ratio = golden.budget[name] / expected.budget[name]
-        if not 1 / _BUDGET_RATIO <= ratio <= _BUDGET_RATIO:
+        if not (0 if reduced else 1 / _BUDGET_RATIO) <= ratio <= _BUDGET_RATIO:
             yield (
                 f"golden vectors: they allow {name} to be off by {golden.budget[name]:.3g}, "
                 f"the reference by {expected.budget[name]:.3g}; export again"
@@ -220,13 +237,17 @@ def check_classes(answers: Answers, questions: Questions, row: Row) -> Iterator[
         yield f"classes: {len(flipped)} images changed class; first {first}"
 
 
-def check_batches(answers: Answers, questions: Questions, row: Row) -> Iterator[str]:
-    """Rule 4, first half: an image gives the same alone, again, and anywhere in any batch."""
+def check_batches(answers: Answers, questions: Questions) -> Iterator[str]:
+    """Rule 4, first half: an image gives the same alone, again, and anywhere in any batch.
+
+    int8 too but for float32's rounding: its sums are exact in any order.
+    """
+    budget = (questions.exact or questions.reference).budget
     _, first, of_image = np.unique(answers.images, return_index=True, return_inverse=True)
     before = first[of_image]
     for name, found in answers.outputs.items():
         change = np.abs(found - found[before]).max(axis=1)
-        changed = np.flatnonzero(~(change <= row.budget[name]))
+        changed = np.flatnonzero(~(change <= budget[name]))
         if len(changed):
             i = changed[0]
             yield (
@@ -242,7 +263,7 @@ def check_concurrency(runtime: Runtime, graph: Graph, questions: Questions) -> I
     In a server these meet in dynamic batches, whose outputs it has to split again.
     """
     reference = questions.reference
-    sizes = [size for size in _AT_ONCE if size <= graph.max_batch]
+    sizes = [min(size, graph.max_batch) for size in _AT_ONCE]
     batches = [
         np.arange(end - size, end) % len(reference.pixels)
         for end, size in zip(np.cumsum(sizes), sizes, strict=True)
@@ -259,6 +280,22 @@ def check_concurrency(runtime: Runtime, graph: Graph, questions: Questions) -> I
                     "beside other calls"
                 )
                 return
+
+
+def check_losses(answers: Answers, questions: Questions, row: Row) -> Iterator[str]:
+    """Rule 5, of int8: no layer is scaled otherwise, and the samples keep their classes."""
+    assert questions.exact is not None
+    logits = answers.outputs["logits"]
+    yield from check_scale(logits, questions.reference.outputs["logits"][answers.images])
+    _, first = np.unique(answers.images, return_index=True)
+    samples = slice(questions.samples)
+    losses = Losses(
+        logits[first][samples], questions.exact.outputs["logits"][samples], questions.classes
+    )
+    row.agreement, row.accuracy_loss = losses.agreement, losses.accuracy_loss
+    row.standard_error = losses.standard_error
+    row.changed = [f"{questions.names[i]} ({losses.margins[i]:.2f})" for i in losses.changed]
+    yield from losses.check(questions.names)
 
 
 def _accuracy(answers: Answers, classes: NDArray[np.int64] | None) -> float | None:
@@ -281,13 +318,16 @@ def _beyond_budget(
 
 
 HEADER = (
-    "graph", "runtime", "verdict", "largest error", "budget", "mean error",
-    "flips", "accuracy", "images", "seconds",
+    "graph", "format", "runtime", "verdict", "largest error", "budget", "mean error",
+    "flips", "agreement", "accuracy", "images", "seconds",
 )  # fmt: skip
 
 
 def table_rows(rows: list[Row]) -> list[tuple[str, ...]]:
-    """The rows as texts under HEADER; errors and budget are those of the logits."""
+    """The rows as texts under HEADER; errors and budget are those of the logits.
+
+    Those of int8, and flips, are against the quantised graph, agreement is with the network.
+    """
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.2e}"
@@ -295,12 +335,14 @@ def table_rows(rows: list[Row]) -> list[tuple[str, ...]]:
     return [
         (
             row.graph,
+            row.format,
             row.runtime,
             "pass" if row.passed else "FAIL",
             number(row.max_error.get("logits")),
             number(row.budget.get("logits")),
             number(row.mean_error.get("logits")),
             str(row.flips),
+            "-" if row.agreement is None else f"{row.agreement:.2%}",
             "-" if row.accuracy is None else f"{row.accuracy:.4f}",
             str(row.images),
             f"{row.seconds:.1f}",
@@ -311,7 +353,12 @@ def table_rows(rows: list[Row]) -> list[tuple[str, ...]]:
 
 def failures_of(rows: list[Row]) -> list[str]:
     """What failed in all of them, a line each."""
-    return [f"{r.graph} in {r.runtime}: {text}" for r in rows for text in r.failures]
+    return [f"{_subject(row)}: {text}" for row in rows for text in row.failures]
+
+
+def _subject(row: Row) -> str:
+    """FILE in RUNTIME, or GRAPH in RUNTIME where it runs none."""
+    return f"{row.graph}{row.format.strip('-')} in {row.runtime}"
 
 
 def markdown(rows: list[Row], about: dict[str, Any]) -> str:
@@ -325,13 +372,22 @@ def markdown(rows: list[Row], about: dict[str, Any]) -> str:
         + (", ".join(f"{name} {d[:12]}" for name, d in about["artifacts"].items()) or "none"),
     ]
     lines += ["", table(HEADER, table_rows(rows)), ""]
-    lines += [f"- **{r.graph} in {r.runtime}**: {text}" for r in rows for text in r.failures]
-    lines += [
-        f"- {r.graph} in {r.runtime}: near ties that changed class: {', '.join(r.near_ties)}"
-        for r in rows
-        if r.near_ties
-    ]
+    lines += [f"- **{_subject(row)}**: {text}" for row in rows for text in row.failures]
+    for row in rows:
+        if row.near_ties:
+            ties = ", ".join(row.near_ties)
+            lines.append(f"- {_subject(row)}: near ties that changed class: {ties}")
+        if row.agreement is not None:
+            lines.append(f"- {_subject(row)}: {_losses(row)}")
     return "\n".join([*lines, ""])
+
+
+def _losses(row: Row) -> str:
+    loss = ""
+    if row.accuracy_loss is not None:
+        loss = f"accuracy {row.accuracy_loss:+.2%} lost (standard error {row.standard_error:.2%}), "
+    listed = ", ".join(row.changed) or "none"
+    return f"{loss}samples of another class than the network's, with its margin: {listed}"
 
 
 def report(rows: list[Row], about: dict[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from nin.export.artifact import read_manifest
 from nin.gate.golden import GOLDEN_IMAGES
 from nin.gate.parity import check_parity, failures_of
 from nin.gate.questions import make_questions, quick_plan, seed_of_today
-from nin.gate.runtimes.registry import artifact_of, open_runtime
+from nin.gate.reduced import questions_of_file
+from nin.gate.runtimes.registry import open_runtime
 from nin.network.build import load_model
 from nin.samples import open_samples
 from nin.terminal import short
 
 REPORT = "parity"  # .json, beside the artifacts
 
-# They load every file that is published.
-_RUNTIMES = ("onnxruntime", "torchscript")
+# By the ending of a file's name, the runtime of this process that loads it.
+_RUNTIMES = {"onnx": "onnxruntime", "pt": "torchscript"}
 
 
 def prove(
@@ -30,8 +31,7 @@ def prove(
         CheckError: the gate is closed.
     """
     entries = read_manifest(artifacts)
-    graphs = contract.graphs.values()
-    names = [artifact_of(name, graph) for graph in graphs for name in _RUNTIMES]
+    names = {f"{model.graph.name}{model.format}" for model in contract.published}
     exported = {(name, entries[name].sha256) for name in names if name in entries}
     path = artifacts / f"{REPORT}.json"
     passed, judged = _read_report(path)
@@ -69,11 +69,12 @@ def _pass_quick_gate(
 ) -> None:
     """Raises CheckError with the reasons where the gate is closed."""
     model = load_model(folder, weights)
-    runtimes = [
-        (name, graph, open_runtime(name, graph, artifacts=artifacts, model=model))
-        for graph in model.contract.graphs.values()
-        for name in _RUNTIMES
-    ]
+    files = {(m.graph, m.format): m.backend for m in model.contract.published if m.format}
+    runtimes = []
+    for graph, suffix in files:
+        name = _RUNTIMES[suffix.rpartition(".")[2]]
+        runtime = open_runtime(name, graph, suffix, artifacts=artifacts, model=model)
+        runtimes.append((name, graph, suffix, runtime))
     questions = make_questions(
         model,
         open_samples(model.contract, data_dir),
@@ -81,8 +82,15 @@ def _pass_quick_gate(
         seed=seed_of_today(),
     )
     rows = [
-        check_parity(name, runtime, graph, questions, quick_plan(graph.max_batch))
-        for name, graph, runtime in runtimes
+        check_parity(
+            name,
+            runtime,
+            graph,
+            questions_of_file(questions, graph, suffix, artifacts),
+            quick_plan(graph.max_batch),
+            suffix,
+        )
+        for name, graph, suffix, runtime in runtimes
     ]
     if failures := failures_of(rows):
         raise CheckError(

@@ -37,6 +37,10 @@ class Questions:
     seed: int
     preprocess: Preprocess
     pictures: NDArray[np.uint8] | None = None  # the files' pixels before they are decoded
+    exact: Reference | None = (
+        None  # of int8, where `reference` is the quantised graph's: the network's
+    )
+    faults: tuple[str, ...] = ()  # of the file, whichever runtime is asked
 
     def batch(self, graph: Graph, indices: Batch) -> NDArray[Any]:
         """These images in the form that `graph` takes."""

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from nin.contract import Contract, Graph, Outputs
 from nin.errors import CheckError, InputError, first_line
-from nin.export.artifact import Metadata, read_artifact
-from nin.export.formats import FORMATS, ONNX, TORCHSCRIPT
+from nin.export.artifact import Metadata, read_artifact, read_manifest
+from nin.export.formats import INT8_ONNX, ONNX, TORCHSCRIPT, format_of
 from nin.gate.parity import Row, check_parity
 from nin.gate.questions import Questions, quick_plan
+from nin.gate.reduced import questions_of_file
 from nin.gate.runtimes import release_runner
 from nin.gate.runtimes.release_runner import receive, send
 from nin.paths import ROOT
@@ -35,7 +36,7 @@ class ReleaseRuntime:
 
     def __init__(self, python: Path, path: Path, graph: Graph) -> None:
         """Raises CheckError where the file can't be loaded there."""
-        texts = FORMATS[path.suffix].read_texts(read_artifact(path.parent, path.name))
+        texts = format_of(path.name).read_texts(read_artifact(path.parent, path.name))
         metadata = Metadata.from_texts(texts)
         self.contract, self.labels = metadata.contract, metadata.labels
         self.golden, self.weights_sha256 = metadata.golden, metadata.weights_sha256
@@ -83,14 +84,17 @@ def check_releases(
     Raises InputError for an unknown release, or one whose packages can't be installed.
     """
     rows = []
+    listed = read_manifest(artifacts)
     for name in names:
         release = triton_release(name)
         python = install(name, release)
-        for fmt, package in ((ONNX, "onnxruntime"), (TORCHSCRIPT, "torch")):
+        for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT):
+            package = "torch" if fmt == TORCHSCRIPT else "onnxruntime"
             runtime = f"{name}: {package} {getattr(release, package)}"
             for graph in contract.graphs.values():
                 path = artifacts / f"{graph.name}{fmt.suffix}"
-                rows.append(_check(runtime, python, path, graph, questions))
+                if fmt.precision == "float32" or path.name in listed:
+                    rows.append(_check(runtime, python, path, graph, questions))
     return rows
 
 
@@ -101,7 +105,9 @@ def _check(runtime: str, python: Path, path: Path, graph: Graph, questions: Ques
         reason = f"it can't be loaded: {first_line(error)}"
         return Row(runtime, graph.name, 0, {}, failures=[reason])
     try:
-        return check_parity(runtime, loaded, graph, questions, quick_plan(graph.max_batch))
+        suffix = path.name[path.name.index(".") :]
+        questions = questions_of_file(questions, graph, suffix, path.parent)
+        return check_parity(runtime, loaded, graph, questions, quick_plan(graph.max_batch), suffix)
     finally:
         loaded.close()
 

@@ -46,7 +46,8 @@ _TUNABLE = (
     "version_policy",
 )
 
-# By backend, the parameter that says how many threads an instance computes with.
+# By backend, the parameter that says how many threads an instance computes with; for "openvino"
+# it is all instances together.
 _THREADS = {"onnxruntime": "intra_op_thread_count", "pytorch": "INTRA_OP_THREAD_COUNT"}
 
 _WIDTH = 100  # of a line
@@ -175,11 +176,15 @@ def _subject(contract: Contract, model: Model) -> str:
             f"PNG or JPEG files to probabilities: {contract.decoder.name}, then the newest version "
             f"of {contract.name}."
         )
-    what = (
-        "The classifier: raw pixels to probabilities."
-        if model.graph.files
-        else f"The network: images ({_by(model.graph.input.shape)} floats) to logits."
-    )
+    if not model.graph.files:
+        what = f"The network: images ({_by(model.graph.input.shape)} floats) to logits."
+    elif model.format and model.format.startswith(".int8"):
+        what = (
+            "The classifier in int8, the fastest on a CPU: raw pixels to probabilities, within the "
+            "losses that the gate allows (docs/parity.md)."
+        )
+    else:
+        what = "The classifier: raw pixels to probabilities."
     return f"{what} Published by `nin publish`."
 
 
@@ -238,7 +243,12 @@ def _warmup(tensor: Tensor, sizes: dict[str, int]) -> ModelConfig:
 
 def _published_sections(contract: Contract, model: Model, layout: Layout) -> Iterator[_Section]:
     contract = replace(contract, triton=layout.adapt(contract.triton))
-    graph, triton = model.graph, contract.triton
+    graph = model.graph
+    if model.backend == "openvino":
+        yield (
+            "The backend's own format is another one, but it reads ONNX too.",
+            ModelConfig(default_model_filename=model.filename),
+        )
     if graph.files:
         yield (
             "How a client makes pixels of a PNG or JPEG file, as the server does; the backend "
@@ -250,16 +260,7 @@ def _published_sections(contract: Contract, model: Model, layout: Layout) -> Ite
         "at the moment of a swap would fail otherwise (docs/serving.md).",
         ModelConfig(version_policy={"latest": {"num_versions": 2}}),
     )
-    yield (
-        _batching_comment(contract, graph),
-        ModelConfig(
-            dynamic_batching={
-                "preferred_batch_size": [triton.preferred_batch],
-                "max_queue_delay_microseconds": triton.max_queue_delay_us,
-                "default_queue_policy": _queue_policy(_QUEUE),
-            }
-        ),
-    )
+    yield _batching_section(contract, model)
     yield from _instance_sections(model, layout)
     if model.backend == "pytorch":
         yield (
@@ -272,24 +273,48 @@ def _published_sections(contract: Contract, model: Model, layout: Layout) -> Ite
             "Used only by a server that was started with --cache-config; see docs/serving.md.",
             ModelConfig(response_cache={"enable": True}),
         )
-    sizes = {"one": 1, "batch": triton.preferred_batch}
-    if triton.preferred_batch == 1:
-        del sizes["batch"]
+    batch = _preferred_batch(contract, graph)
+    sizes = {"one": 1, "batch": batch} if batch > 1 else {"one": 1}
     yield (
         "The first request isn't slower than the others: one golden image, alone and as a batch.",
         _warmup(graph.input, sizes),
     )
 
 
+def _batching_section(contract: Contract, model: Model) -> _Section:
+    batching: dict[str, Any] = {"default_queue_policy": _queue_policy(_QUEUE)}
+    if model.backend == "openvino":
+        comment = (
+            "An image at a time, which OpenVINO computes as fast as several: this backend computes "
+            "max_batch_size images however few a request holds (docs/serving.md)."
+        )
+    else:
+        batching["preferred_batch_size"] = [_preferred_batch(contract, model.graph)]
+        batching["max_queue_delay_microseconds"] = contract.triton.max_queue_delay_us
+        comment = _batching_comment(contract, model.graph)
+    return (
+        f"{comment}\n{_queue_comment(model.graph)}",
+        ModelConfig(dynamic_batching=batching),
+    )
+
+
+def _preferred_batch(contract: Contract, graph: Graph) -> int:
+    return min(contract.triton.preferred_batch, graph.max_batch)
+
+
 def _batching_comment(contract: Contract, graph: Graph) -> str:
-    triton = contract.triton
-    delay_ms = triton.max_queue_delay_us / 1000
+    delay_ms = contract.triton.max_queue_delay_us / 1000
     company = f"waits for company, at most {delay_ms:g} ms: enough for what arrives together"
+    return (
+        f"A batch of {_preferred_batch(contract, graph)} goes at once: on a CPU more images at a "
+        f"time only wait longer. A smaller one {company if delay_ms else 'waits for nobody'} "
+        "(docs/speed.md). On a GPU, larger batches may do better."
+    )
+
+
+def _queue_comment(graph: Graph) -> str:
     waiting = _QUEUE * graph.max_batch * prod(graph.input.shape) * _SIZES[graph.input.dtype]
     return (
-        f"A batch of {triton.preferred_batch} goes at once: on a CPU more images at a time only "
-        f"wait longer. A smaller one {company if delay_ms else 'waits for nobody'} "
-        "(docs/speed.md). On a GPU, larger batches may do better.\n"
         f"What can't be answered in time is refused instead of computed. {_QUEUE} requests may "
         f"wait, eight times what the benchmark has in flight, at most {_megabytes(waiting)} of "
         f"{graph.input.name}; one more is answered 503 at once. Each waits {_QUEUE_TIMEOUT_S} s at "
@@ -303,6 +328,9 @@ def _megabytes(count: int) -> str:
 
 
 def _instance_sections(model: Model, layout: Layout) -> Iterator[_Section]:
+    if model.backend == "openvino":
+        yield _openvino_section(layout)
+        return
     if layout.gpu:
         yield (
             "On the GPU.",
@@ -317,6 +345,18 @@ def _instance_sections(model: Model, layout: Layout) -> Iterator[_Section]:
         "request sooner (docs/serving.md)."
     )
     yield f"{layout.reason or usual} `nin publish --cores N` writes it for others.", part
+
+
+def _openvino_section(layout: Layout) -> _Section:
+    threads = layout.instances * layout.threads
+    part = _parameters({"NUM_STREAMS": layout.instances, "INFERENCE_NUM_THREADS": threads})
+    part.instance_group.add(count=layout.instances, kind="KIND_CPU")
+    return (
+        f"For {threads} cores, always those of the CPU. The instances share one compiled model, "
+        "and each has a stream of it; the threads are those of all streams. "
+        "`nin publish --cores N` writes it for others.",
+        part,
+    )
 
 
 # --- the decoder and the ensemble ---

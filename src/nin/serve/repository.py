@@ -352,15 +352,16 @@ def _place(staged: Path, folder: Path) -> None:
 def _prove(contract: Contract, model: Model, data: bytes) -> Golden:
     """Loads an artifact and replays its golden vectors. Raises CheckError if it is off."""
     assert model.format is not None
-    runtime = FORMATS[model.format].open(data, model.graph)
+    graph = contract.graphs[model.graph.name]  # a backend may take smaller batches than the file
+    runtime = FORMATS[model.format].open(data, graph)
     assert runtime.golden is not None
-    if runtime.contract != model.graph.describe() or runtime.labels != contract.labels:
+    if runtime.contract != graph.describe() or runtime.labels != contract.labels:
         raise CheckError(
             f"{model.name} is not published: the artifact was exported under another contract; "
             "export it again"
         )
     try:
-        replay(runtime, model.graph, runtime.golden)
+        replay(runtime, graph, runtime.golden)
     except CheckError as error:
         raise CheckError(f"{model.name} is not published: {error}") from error
     return runtime.golden
@@ -370,7 +371,7 @@ def _artifact_name(folder: Path) -> str | None:
     """The file that a version's folder holds, or should; None where it holds no artifact."""
     manifest = folder / MANIFEST
     listed = manifest.read_bytes() if manifest.is_file() else b""
-    names = [f"model{suffix}" for suffix in FORMATS]
+    names = {f"model.{suffix.rpartition('.')[2]}" for suffix in FORMATS}
     found = (n for n in names if (folder / n).is_file() or f'"{n}"'.encode() in listed)
     return next(found, None)
 

@@ -27,14 +27,14 @@ def cpp_tools_are_built() -> bool:
 class LibTorchRuntime:
     """`nin_classify`. Raises InputError where it isn't built or the export can't be used."""
 
-    def __init__(self, artifacts: Path, graph: Graph, *, device: str = "cpu") -> None:
-        name = f"{graph.name}.pt"
-        metadata = Metadata.from_texts(read_torchscript_texts(read_artifact(artifacts, name)))
+    def __init__(self, file: Path, graph: Graph, *, device: str = "cpu") -> None:
+        texts = read_torchscript_texts(read_artifact(file.parent, file.name))
+        metadata = Metadata.from_texts(texts)
         self.contract = metadata.contract
         self.weights_sha256 = metadata.weights_sha256
         self.golden = metadata.golden
         self._graph = graph
-        self._command = ["nin_classify", "--model", str(artifacts / name), "--device", device]
+        self._command = ["nin_classify", "--model", str(file), "--device", device]
         # once with the golden vectors, which every call would replay
         self.labels = _labels(self._command, graph)
 

@@ -12,61 +12,79 @@ from nin.export.artifact import read_artifact
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_are_built
 from nin.gate.runtimes.eager import EagerRuntime
+from nin.gate.runtimes.openvino import OpenVinoRuntime, openvino_is_installed
 from nin.gate.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.threads import threads
 from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.gate.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
 from nin.network.build import TrainedModel
 
-Open = Callable[[Path, Graph, str], Runtime]  # from the folder of the exports, on a device
+Open = Callable[[Path, Graph, str], Runtime]  # from the file of an export, on a device
 
 
-def _open_ort(artifacts: Path, graph: Graph, device: str) -> Runtime:
-    return OrtRuntime(read_artifact(artifacts, f"{graph.name}.onnx"), graph, device=device)
+def _open_ort(file: Path, graph: Graph, device: str) -> Runtime:
+    return OrtRuntime(read_artifact(file.parent, file.name), graph, device=device)
 
 
-def _open_torchscript(artifacts: Path, graph: Graph, device: str) -> Runtime:
-    return TorchScriptRuntime(read_artifact(artifacts, f"{graph.name}.pt"), graph, device=device)
+def _open_torchscript(file: Path, graph: Graph, device: str) -> Runtime:
+    return TorchScriptRuntime(read_artifact(file.parent, file.name), graph, device=device)
 
 
-def _open_libtorch(artifacts: Path, graph: Graph, device: str) -> Runtime:
-    return LibTorchRuntime(artifacts, graph, device=device)
+def _open_openvino(file: Path, graph: Graph, device: str) -> Runtime:
+    assert device == "cpu"
+    data = read_artifact(file.parent, file.name)
+    return OpenVinoRuntime(data, graph, threads=threads() or None)
+
+
+def _open_libtorch(file: Path, graph: Graph, device: str) -> Runtime:
+    return LibTorchRuntime(file, graph, device=device)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    suffix: str  # of the file that it loads
+    suffixes: tuple[str, ...]  # of the files that it loads
     open: Open
 
 
 _EAGER = "eager"  # what was trained: it loads no file
 _KINDS = {
-    "torchscript": _Kind(".pt", _open_torchscript),
-    "onnxruntime": _Kind(".onnx", _open_ort),
-    "libtorch": _Kind(".pt", _open_libtorch),
+    "torchscript": _Kind((".pt",), _open_torchscript),
+    "onnxruntime": _Kind((".onnx", ".int8.onnx"), _open_ort),
+    "openvino": _Kind((".onnx", ".int8.onnx"), _open_openvino),
+    "libtorch": _Kind((".pt",), _open_libtorch),
 }
+_CPU_ONLY = ("openvino",)
 
 CPU_RUNTIMES = (_EAGER, *_KINDS)
-RUNTIMES = (*CPU_RUNTIMES, *(f"{name}-cuda" for name in CPU_RUNTIMES))
+CUDA_RUNTIMES = tuple(f"{name}-cuda" for name in CPU_RUNTIMES if name not in _CPU_ONLY)
+RUNTIMES = (*CPU_RUNTIMES, *CUDA_RUNTIMES)
 
 
 def available_runtimes() -> tuple[str, ...]:
-    """The runtimes that this machine has the devices for, and that are built."""
+    """The runtimes that this machine has the devices for, and that are built or installed."""
     names = RUNTIMES if torch.cuda.is_available() else CPU_RUNTIMES
-    return tuple(n for n in names if not n.startswith("libtorch") or cpp_tools_are_built())
+    there = {"libtorch": cpp_tools_are_built(), "openvino": openvino_is_installed()}
+    return tuple(name for name in names if there.get(name.partition("-")[0], True))
 
 
-def artifact_of(name: str, graph: Graph) -> str | None:
-    """The file that the runtime `name`, one of RUNTIMES, loads; None for eager."""
+def suffixes_of(name: str) -> tuple[str, ...]:
+    """Of the files that the runtime `name`, one of RUNTIMES, loads; none for eager."""
     kind = _KINDS.get(name.partition("-")[0])
-    return f"{graph.name}{kind.suffix}" if kind else None
+    return kind.suffixes if kind else ()
 
 
 def open_runtime(
-    name: str, graph: Graph, *, artifacts: Path, model: TrainedModel | None = None
+    name: str,
+    graph: Graph,
+    suffix: str | None = None,
+    *,
+    artifacts: Path,
+    model: TrainedModel | None = None,
 ) -> Runtime:
     """Loads `graph` in the runtime `name`, one of RUNTIMES.
 
     Args:
+        suffix: of the file; the first of `suffixes_of(name)` if not given.
         artifacts: folder of the exports; what is loaded is what its manifest vouches for.
         model: for eager alone, which runs the network itself.
 
@@ -82,7 +100,8 @@ def open_runtime(
     if kind == _EAGER:
         assert model is not None
         return EagerRuntime(model, graph, device=device)
-    return _KINDS[kind].open(artifacts, graph, device)
+    suffix = suffix or suffixes_of(kind)[0]
+    return _KINDS[kind].open(artifacts / f"{graph.name}{suffix}", graph, device)
 
 
 def open_served(name: str, url: str, model: Model, weights_sha256: str | None) -> Runtime:

@@ -17,6 +17,7 @@ from nin.serve.backends.warmup import try_warmup
 # By the name that config.pbtxt gives, the module that stands in for that backend.
 BACKENDS = {
     "onnxruntime": "onnxruntime_backend",
+    "openvino": "openvino_backend",
     "python": "python_backend",
     "pytorch": "pytorch_backend",
 }

@@ -1,0 +1,190 @@
+"""int8: what its runtimes are held against, and what it may lose.
+
+A quantised graph has right answers of its own: those of the same graph in plain float32. A runtime
+that is further off than float32's rounding explains computes something else: it saturates, say, or
+scales otherwise. And those right answers may be off the network's only so far.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nin.contract import Graph, Outputs, Run
+from nin.export.artifact import read_artifact
+from nin.export.formats import FORMATS, float32_of
+from nin.gate.golden import Golden
+from nin.gate.questions import Questions
+from nin.gate.reference import Reference
+
+# A runtime may be off the quantised graph by this many times what rounding its ties otherwise does:
+# each moves an activation by a step, and those after it.
+BUDGET_FACTOR = 4
+
+# The last place of 8 bits, relative to the largest output.
+_LAST_PLACE = 1 / 127
+
+# The logits of a runtime are those of the quantised graph times a number this near to 1. Measured:
+# 1.0000 for kernels that are right, 1.02 where one layer's scale is off by as much.
+_SCALE_ERROR = 0.005
+
+# What quantising may cost.
+ACCURACY_LOSS = 0.001
+AGREEMENT = 0.995
+MARGIN = 0.5  # of the standard deviation of the logits: no image with a larger one may change
+
+# Of fewer samples than these the shares are known less well: by so many standard errors.
+_MANY = 10_000
+_STANDARD_ERRORS = 3
+
+_BATCH = 16
+
+
+def quantised_golden(runs: tuple[Run, ...], graph: Graph, golden: Golden) -> Golden:
+    """The vectors of a quantised file: the same images, the quantised graph's own outputs."""
+    outputs, budget = _with_budget(runs, [partial(golden.batch, graph)])
+    outputs = {name: values.astype(np.float64) for name, values in outputs.items()}
+    return Golden(golden.inputs, outputs, budget)
+
+
+def questions_of_file(
+    questions: Questions, graph: Graph, suffix: str | None, artifacts: Path
+) -> Questions:
+    """The questions for the runtimes of a file: of int8 the right answers are the file's own.
+
+    Args:
+        suffix: None where no file is run.
+
+    Raises:
+        InputError: the file isn't there, or no float32 file to hold its weights against.
+    """
+    fmt = FORMATS[suffix] if suffix else None
+    if fmt is None or fmt.unfused is None:
+        return questions
+    data = read_artifact(artifacts, f"{graph.name}{suffix}")
+    faults: list[str] = []
+    if fmt.weight_faults:
+        float32 = read_artifact(artifacts, f"{graph.name}{float32_of(fmt).suffix}")
+        faults = fmt.weight_faults(data, float32)
+    return quantised_questions(fmt.unfused(data, graph), graph, questions, faults)
+
+
+def quantised_questions(
+    runs: tuple[Run, ...], graph: Graph, questions: Questions, faults: list[str]
+) -> Questions:
+    """The same questions for the runtimes of a quantised file.
+
+    Args:
+        runs: the file's graph in plain float32, and with its ties rounded otherwise.
+        faults: what is wrong with the file, whoever runs it.
+    """
+    exact = questions.reference
+    count = len(exact.pixels)
+    parts = np.split(np.arange(count), range(_BATCH, count, _BATCH))
+    outputs, budget = _with_budget(runs, [partial(questions.batch, graph, p) for p in parts])
+    golden = quantised_golden(runs, graph, questions.golden[graph.name])
+    return replace(
+        questions,
+        reference=Reference(exact.pixels, outputs, budget),
+        golden={graph.name: golden},
+        exact=exact,
+        faults=tuple(faults),
+    )
+
+
+def _with_budget(
+    runs: tuple[Run, ...], batches: Sequence[Callable[[], NDArray[Any]]]
+) -> tuple[Outputs, dict[str, float]]:
+    outputs, *others = (_run(run, batches) for run in runs)
+    budget = {}
+    for name, values in outputs.items():
+        differences = [float(np.abs(other[name] - values).max()) for other in others]
+        last_place = _LAST_PLACE * float(np.abs(values).max())
+        budget[name] = BUDGET_FACTOR * max(last_place, *differences)
+    return outputs, budget
+
+
+def _run(run: Run, batches: Sequence[Callable[[], NDArray[Any]]]) -> Outputs:
+    bar = tqdm(batches, "the quantised graph in float32", disable=None, leave=False)
+    outputs = [run(batch()) for batch in bar]
+    return {name: np.concatenate([o[name] for o in outputs]) for name in outputs[0]}
+
+
+def scale_of(logits: NDArray[np.floating], right: NDArray[np.floating]) -> float:
+    """The number that `right` has to be multiplied by to be nearest to `logits`, (N, K) both."""
+    logits = logits - logits.mean(axis=1, keepdims=True)
+    right = right - right.mean(axis=1, keepdims=True)
+    return float((logits * right).sum() / (right * right).sum())
+
+
+def check_scale(logits: NDArray[np.floating], right: NDArray[np.floating]) -> Iterator[str]:
+    """No layer scales otherwise than the quantised graph."""
+    scale = scale_of(logits, right)
+    if not abs(scale - 1) <= _SCALE_ERROR:
+        yield (
+            f"scale: the logits are {scale:.4f} times those of the quantised graph, "
+            f"allowed is 1 within {_SCALE_ERROR}"
+        )
+
+
+class Losses:
+    """What quantising cost on the samples."""
+
+    def __init__(
+        self,
+        logits: NDArray[np.floating],
+        exact: NDArray[np.floating],
+        classes: NDArray[np.int64] | None,
+    ) -> None:
+        """
+        Args:
+            logits, exact: of the quantised runtime and of the reference, (N, K) both.
+            classes: (N,), where they are known.
+        """
+        self.count = len(exact)
+        found, right = logits.argmax(axis=1), exact.argmax(axis=1)
+        top = np.sort(exact, axis=1)
+        self.margins = top[:, -1] - top[:, -2]
+        self.changed = np.flatnonzero(found != right)
+        self.agreement = 1 - len(self.changed) / self.count
+        self.largest_margin = MARGIN * float(exact.std())
+        # widened by what so few samples leave open
+        spread = np.sqrt(AGREEMENT * (1 - AGREEMENT))
+        self.least_agreement = AGREEMENT - self._slack(spread)
+        self.accuracy_loss: float | None = None
+        self.standard_error: float | None = None
+        if classes is not None:
+            lost = (right == classes).astype(float) - (found == classes)
+            self.accuracy_loss = float(lost.mean())
+            self.standard_error = float(lost.std() / np.sqrt(self.count))
+            self.largest_loss = ACCURACY_LOSS + self._slack(float(lost.std()))
+
+    def _slack(self, deviation: float) -> float:
+        few = self.count < _MANY
+        return _STANDARD_ERRORS * float(deviation) / float(np.sqrt(self.count)) if few else 0.0
+
+    def check(self, names: tuple[str, ...]) -> Iterator[str]:
+        """Args: names: of the samples."""
+        if self.accuracy_loss is not None and not self.accuracy_loss <= self.largest_loss:
+            yield (
+                f"accuracy: {self.accuracy_loss:.2%} below the reference's on {self.count} "
+                f"samples, allowed is {self.largest_loss:.2%} "
+                f"(paired standard error {self.standard_error:.2%})"
+            )
+        if not self.agreement >= self.least_agreement:
+            yield (
+                f"agreement: {self.agreement:.2%} of {self.count} samples keep their class, "
+                f"expected {self.least_agreement:.2%} or more"
+            )
+        sure = self.changed[self.margins[self.changed] > self.largest_margin]
+        if len(sure):
+            first = sure[np.argmax(self.margins[sure])]
+            yield (
+                f"margin: {names[first]} changes its class, though the reference is "
+                f"{self.margins[first]:.2f} ahead; allowed is {self.largest_margin:.2f}"
+            )
