@@ -27,6 +27,7 @@ from nin.contract import Contract
 from nin.errors import CheckError
 from nin.export.artifact import read_artifact
 from nin.gate.parity import HEADER as GATE_HEADER
+from nin.gate.runtimes.openvino import OpenVinoRuntime
 from nin.gate.runtimes.ort import OrtRuntime
 from nin.gate.runtimes.threads import set_threads
 from nin.samples import open_samples
@@ -181,6 +182,7 @@ def test_the_page_needs_no_other_file(measured: Path) -> None:
         *GATE_HEADER,
         "The gate: closed",
         "<b>onnxruntime</b>",
+        "small in <b>onnxruntime</b>: wrong",
         "triton-grpc/small",
     ):
         assert name in found.texts
@@ -262,6 +264,15 @@ def test_instances_have_the_threads_that_were_set(
     finally:
         set_threads(0)
     assert session.get_session_options().intra_op_num_threads == count
+
+
+def test_instances_of_openvino_are_not_bound_to_the_same_core(
+    lenet: Contract, lenet_artifacts: Path
+) -> None:
+    data, graph = read_artifact(lenet_artifacts, "small.onnx"), lenet.classifier_graph
+    model = OpenVinoRuntime(data, graph, threads=1)._model
+    assert model.get_property("ENABLE_CPU_PINNING") is False
+    assert model.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def measure_one(row: Row, opener: Any, lenet: Contract) -> None:

@@ -14,6 +14,7 @@ import matplotlib as mpl
 
 from nin.gate.parity import HEADER as GATE_HEADER
 from nin.gate.parity import Row as GateRow
+from nin.gate.parity import failures_of
 from nin.gate.parity import table_rows as gate_cells
 from nin.terminal import spread, table
 
@@ -172,7 +173,9 @@ def page(data: Data, image: bytes, gate: Data | None, demo: bytes | None) -> str
     if gate:
         verdict = "open" if gate["passed"] else "closed"
         parts += [f"<h2>The gate: {verdict}</h2>", f"<p>{escape(str(gate['command']))}</p>"]
-        parts += [_table(GATE_HEADER, gate_cells([_gate_row(row) for row in gate["rows"]]))]
+        rows = [_gate_row(row) for row in gate["rows"]]
+        parts += [_table(GATE_HEADER, gate_cells(rows))]
+        parts += [f"<p>{escape(failure)}</p>" for failure in failures_of(rows)]
     if demo:
         parts += ["<h2>The demo</h2>", _image(demo, "Samples with their predictions")]
     body = "\n".join(parts)
