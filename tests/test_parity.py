@@ -58,7 +58,7 @@ def test_every_artifact_in_every_runtime_passes(
     assert (ended.code, ended.err) == (0, "")
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["passed"]
-    assert len(data["rows"]) == 12 + 5 * 3 + 2
+    assert len(data["rows"]) == 10 + 6 * 3 + 2
     for row in data["rows"]:
         int8 = row["format"] == ".int8.onnx"
         assert row["images"] == 16

@@ -191,7 +191,10 @@ std::string TritonClient::Impl::find_model() {
                        [&](const std::string& name) { return ready.contains(name + "_image"); });
   if (found.size() == 1) return readable([&] { return checked_model(found.front()); });
   std::string names;
-  for (const std::string& name : ready) names += (names.empty() ? "" : ", ") + name;
+  const std::vector<std::string> all(ready.begin(), ready.end());
+  for (const std::string& name : found.empty() ? all : found) {
+    names += (names.empty() ? "" : ", ") + name;
+  }
   connection.fail("has " + std::to_string(found.size()) +
                   " models M with an M_image beside it; name the model, one of: " +
                   (names.empty() ? "none is ready" : one_line(names)));

@@ -48,6 +48,9 @@ IN_FLIGHT = 4  # batches of one asynchronous call: enough for every instance of 
 CONTROL_HEADER = "nin-control-key"
 CONTROL_KEY = "development"
 
+# The parameter of a model that names the one that makes its pixels of files.
+DECODER = "decoder"
+
 # The output whose largest values are a classifier's predictions.
 PROBABILITIES = "probabilities"
 
@@ -120,7 +123,13 @@ class Client:
         Args:
             model: the classifier, as for `classify`.
         """
-        return self._classify(model, _OF_FILES, encoded(files), top)
+        array = encoded(files)
+        with self._known.until_error():
+            decoder = self._decoder_of(model)
+            if decoder is None:
+                return self._classify(model, _OF_FILES, array, top)
+            parts = [self.infer(decoder.name, inputs) for inputs in decoder.requests(array)]
+        return self._classify(model, "", _joined(decoder, parts), top)
 
     def infer(self, model: str, inputs: dict[str, NDArray[Any]], *, version: str = "") -> Outputs:
         """One request as it is: arrays by input name to arrays by output name."""
@@ -193,6 +202,14 @@ class Client:
         self._known.classifier = self._known.classifier or self.classifier()
         return self._known.classifier
 
+    def _decoder_of(self, model: str | None) -> "_Served | None":
+        """The model that decodes files for another; None where one does both."""
+        if model is None:
+            return None
+        served = self._known.models.get(model) or self._served(model)
+        name = served.decoder
+        return (self._known.models.get(name) or self._served(name)) if name else None
+
     def _suited(self, name: str, array: NDArray[Any], top: int) -> "_Served":
         """A model as the server describes it. Raises InputError where it can't take the array."""
         served = self._known.models.get(name)
@@ -264,7 +281,14 @@ class AsyncClient:
         self, files: Sequence[bytes], *, top: int = 1, model: str | None = None
     ) -> list[list[Prediction]]:
         """As Client.classify_files; a few batches are sent at the same time."""
-        return await self._classify(model, _OF_FILES, encoded(files), top)
+        array = encoded(files)
+        with self._known.until_error():
+            decoder = await self._decoder_of(model)
+            if decoder is None:
+                return await self._classify(model, _OF_FILES, array, top)
+            asked = [self.infer(decoder.name, inputs) for inputs in decoder.requests(array)]
+            parts = await asyncio.gather(*asked)
+        return await self._classify(model, "", _joined(decoder, parts), top)
 
     async def classifier(self) -> str:
         """As Client.classifier."""
@@ -321,12 +345,23 @@ class AsyncClient:
         self._known.classifier = self._known.classifier or await self.classifier()
         return self._known.classifier
 
+    async def _decoder_of(self, model: str | None) -> "_Served | None":
+        if model is None:
+            return None
+        served = self._known.models.get(model) or await self._served(model)
+        name = served.decoder
+        return (self._known.models.get(name) or await self._served(name)) if name else None
+
     async def _suited(self, name: str, array: NDArray[Any], top: int) -> "_Served":
         served = self._known.models.get(name)
         if served is None or served.refusal(array, top):  # another may have taken its place
-            served = await self._described("get_model_config", name, read=_Served.read)
-            self._known.models[name] = served
+            served = await self._served(name)
         return served.checked(array, top)
+
+    async def _served(self, name: str) -> "_Served":
+        served = await self._described("get_model_config", name, read=_Served.read)
+        self._known.models[name] = served
+        return served
 
     async def _infer(
         self, read: Callable[[Any], _Read], model: str, inputs: dict[str, NDArray[Any]], *,
@@ -357,12 +392,14 @@ class _Served:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch: int
+    decoder: str = ""  # the model that makes its pixels of files, where no ensemble does both
 
     @classmethod
     def read(cls, answer: Any) -> Self:
         config = _config(answer)
         inputs, outputs = (tuple(map(_tensor, config[key])) for key in ("input", "output"))
-        return cls(config["name"], inputs, outputs, int(config.get("max_batch_size", 0)))
+        decoder = config.get("parameters", {}).get(DECODER, {}).get("string_value", "")
+        return cls(config["name"], inputs, outputs, int(config.get("max_batch_size", 0)), decoder)
 
     def checked(self, array: NDArray[Any], top: int) -> Self:
         """Raises InputError where the model can't be asked this."""
@@ -422,6 +459,13 @@ class _Known:
             self.classifier = None
             self.models.clear()
             raise
+
+
+def _joined(decoder: _Served, parts: Sequence[Outputs]) -> NDArray[np.uint8]:
+    """The pixels that a decoder made of all files."""
+    (output,) = decoder.outputs
+    empty = np.empty((0, *output.shape), output.dtype)
+    return np.concatenate([empty, *(part[output.name] for part in parts)])
 
 
 # Beside each classifier a server has a model that takes files; its name ends like this.

@@ -26,6 +26,7 @@ Run = Callable[[NDArray[Any]], Outputs]
 
 _MOST_CLASSES = 100_000
 _LARGEST_SIDE = 16_384
+_MOST_PIXELS = 50_000_000  # what nin.decoder decodes
 _LARGEST_BATCH = 1_024
 
 # Of pixels in [0, 1]: what is far from that was meant for bytes, or isn't finite in float32.
@@ -386,6 +387,8 @@ def _read_pixels(table: "_Table", image: Image) -> Pixels:
     size, image_size = (pixels.height, pixels.width), (image.height, image.width)
     if pixels.height > image.height or pixels.width > image.width:
         table.fail("height", _by(size), f"at most the image's {_by(image_size)}; see [files]")
+    if pixels.height * pixels.width > _MOST_PIXELS:
+        table.fail("height", _by(size), f"at most {_MOST_PIXELS:,} pixels, which files decode to")
     if size != image_size and pixels.resize is None:
         table.fail("resize", "nothing", f'"bilinear", from {_by(size)} to {_by(image_size)}')
     table.refuse_unknown()

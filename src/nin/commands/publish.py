@@ -4,17 +4,19 @@ nin publish                              # the built-in model's, to model_reposi
 nin publish --load 127.0.0.1:8000        # and a running server swaps to it
 nin publish --model models/resnet18 --repository served --cores 8
 nin publish --tune --latency-ms 50       # tries layouts, and writes the fastest within 50 ms
+nin publish --openvino                   # int8 by OpenVINO too, where the server has that backend
 nin publish --list
 nin publish --rollback --load 127.0.0.1:8000
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from nin.bench.tuning import choose, try_layouts, tuning_table
 from nin.client import Client
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
-from nin.contract import Contract, load_contract
+from nin.contract import Contract, load_contract, openvino_model
 from nin.errors import CheckError, InputError, ServerError
 from nin.export.artifact import read_manifest
 from nin.files import locked
@@ -22,7 +24,7 @@ from nin.gate.proof import prove
 from nin.paths import MODEL_REPOSITORY
 from nin.samples import open_samples
 from nin.serve.configs import Layout, layout_for
-from nin.serve.repository import UNPROVEN, prune, publish, rollback, versions
+from nin.serve.repository import UNPROVEN, model_names, prune, publish, rollback, versions
 from nin.terminal import positive, short, table
 
 LOAD_TIMEOUT_S = 300.0  # a server that is busy answering takes its time to load
@@ -48,6 +50,12 @@ def add_options(options: argparse.ArgumentParser) -> None:
     )
     options.add_argument(
         "--keep", type=positive, metavar="N", help="then remove all but the newest N versions"
+    )
+    options.add_argument(
+        "--openvino",
+        action="store_true",
+        help="serve int8 by the openvino backend too, from now on; the embedded server needs the "
+        "extra openvino for it",
     )
     options.add_argument(
         "--load",
@@ -86,6 +94,9 @@ def execute(args: argparse.Namespace) -> None:
         show(args.repository)
         return
     contract = load_contract(args.model)
+    contract = replace(contract, openvino=args.openvino or has_openvino(contract, args.repository))
+    if args.openvino and not contract.calibration:
+        raise InputError(f"--openvino serves int8, for which {args.model} has no [calibration]")
     layout = _layout(contract, args)
     repository = short(args.repository.resolve())
     server = Client(args.load, protocol="http", timeout_s=LOAD_TIMEOUT_S) if args.load else None
@@ -103,6 +114,12 @@ def execute(args: argparse.Namespace) -> None:
         print(f"{args.load}: loaded version {version}")
     if args.keep is not None and (removed := prune(contract, args.repository, args.keep)):
         print(f"{repository}: removed version {', '.join(map(str, removed))}")
+
+
+def has_openvino(contract: Contract, repository: Path) -> bool:
+    """Whether the repository serves the model by OpenVINO: it goes on to do so."""
+    name = openvino_model(contract.classifier_graph, "").name
+    return name in (model_names(repository) if repository.is_dir() else [])
 
 
 def _layout(contract: Contract, args: argparse.Namespace) -> Layout | None:

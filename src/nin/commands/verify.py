@@ -47,6 +47,7 @@ from nin.gate.reduced import questions_of_file
 from nin.gate.releases import check_releases
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.cpp import cpp_tools_are_built
+from nin.gate.runtimes.openvino import openvino_is_installed
 from nin.gate.runtimes.registry import (
     RUNTIMES,
     available_runtimes,
@@ -120,6 +121,7 @@ def available_servers() -> tuple[str, ...]:
 
 def execute(args: argparse.Namespace) -> None:
     contract = load_contract(args.model)
+    contract = replace(contract, openvino=openvino_is_installed() and not is_remote(args))
     args.artifacts = artifacts_of(contract, args.artifacts)
     samples = open_samples(contract, args.data_dir)
     if args.images is not None and args.images >= len(samples):
@@ -127,8 +129,9 @@ def execute(args: argparse.Namespace) -> None:
     if args.releases:
         verify_releases(args, contract, samples)
         return
+    every = args.runtimes is None
     args.runtimes = args.runtimes or (*available_runtimes(), *available_servers())
-    asked = plan_rows(args, contract)
+    asked = plan_rows(args, contract, every=every)
     digests = judged_files(args, asked)
     report_base = report_path(args)
     make_folder(report_base.parent)  # now, not after minutes of work
@@ -209,8 +212,11 @@ class Asked:
         return f"{self.graph.name}{self.suffix}" if self.suffix and not self.model else None
 
 
-def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
+def plan_rows(args: argparse.Namespace, contract: Contract, *, every: bool) -> list[Asked]:
     """All rows in order; those that run the same file on the same device share the batch sizes.
+
+    Args:
+        every: nobody has named the runtimes; openvino is left out then for what it won't serve.
 
     Raises InputError where there is none.
     """
@@ -224,6 +230,7 @@ def plan_rows(args: argparse.Namespace, contract: Contract) -> list[Asked]:
         for name in args.runtimes
         if name not in SERVER_RUNTIMES
         for suffix in suffixes_to_check(name, graph, contract, args.artifacts)
+        if not (every and name == "openvino" and suffix == ONNX.suffix)
     ]
     rows += [
         Asked(name, model.graph, model, model.format or ONNX.suffix)

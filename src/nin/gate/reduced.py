@@ -24,7 +24,7 @@ from nin.gate.reference import Reference
 
 # A runtime may be off the quantised graph by this many times what rounding its ties otherwise does:
 # each moves an activation by a step, and those after it.
-BUDGET_FACTOR = 4
+BUDGET_FACTOR = 2
 
 # The last place of 8 bits, relative to the largest output.
 _LAST_PLACE = 1 / 127

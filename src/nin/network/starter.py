@@ -59,6 +59,9 @@ resize = {resize:<26} # or {other_resizes}
 kind = {kind:<28} # or {other_kind}
 path = {path:<28} # from this folder
 
+# [calibration]                     # for --precision int8: 32 or more training images, no samples
+# path = "calibration"
+
 [triton]
 max_batch = 16                      # the gate asks for every size up to it
 preferred_batch = 8

@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nin import decoder
+from nin.client import DECODER
 from nin.contract import ENCODED_IMAGE, Contract, Files, Graph, Model, Tensor, Triton
 
 CONFIG = "config.pbtxt"
@@ -122,7 +123,7 @@ def foundation(config: ModelConfig) -> ModelConfig:
     kept.CopyFrom(config)
     for name in _TUNABLE:
         kept.ClearField(name)
-    rules = {FILES, *(field.name for field in fields(Files))}
+    rules = {FILES, DECODER, *(field.name for field in fields(Files))}
     for name in set(kept.parameters) - rules:
         del kept.parameters[name]
     return kept
@@ -250,10 +251,12 @@ def _published_sections(contract: Contract, model: Model, layout: Layout) -> Ite
             ModelConfig(default_model_filename=model.filename),
         )
     if graph.files:
+        decoder = {} if model.name == contract.name else {DECODER: contract.decoder.name}
         yield (
-            "How a client makes pixels of a PNG or JPEG file, as the server does; the backend "
-            "ignores it.",
-            _parameters({FILES: json.dumps(graph.files.describe())}),
+            "How a client makes pixels of a PNG or JPEG file, as the server does"
+            + (", and which model does it; " if decoder else "; ")
+            + "the backend ignores it.",
+            _parameters({FILES: json.dumps(graph.files.describe())} | decoder),
         )
     yield (
         "The newest answers, the one before stays loaded: requests that were on their way to it "
@@ -354,6 +357,7 @@ def _openvino_section(layout: Layout) -> _Section:
     return (
         f"For {threads} cores, always those of the CPU. The instances share one compiled model, "
         "and each has a stream of it; the threads are those of all streams. "
+        f"{layout.reason}{' ' if layout.reason else ''}"
         "`nin publish --cores N` writes it for others.",
         part,
     )
