@@ -48,9 +48,8 @@ serve: cpp  ## serve model_repository/ with the embedded Triton
 	@ls -d model_repository/fashion_mnist/[1-9]* > /dev/null 2>&1 || $(MAKE) --no-print-directory publish
 	@exec $(NIN) serve
 
-bench: cpp  ## serving against onnxruntime in process, and C++ against Python
-	@$(RUN) scripts/bench_serving.py
-	@$(RUN) scripts/bench_cpp.py
+bench: cpp  ## measure every way to run the exports, to artifacts/bench/report.html
+	@$(NIN) bench $(ARGS)
 
 clean:  ## remove what can be made again, the environment included
 	rm -rf artifacts .venv .triton .releases cpp_client/build .mypy_cache .pytest_cache .ruff_cache

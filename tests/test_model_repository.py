@@ -137,7 +137,7 @@ def test_warm_up_runs_a_golden_image(
 
 
 def test_every_queue_is_bounded_and_outlasts_what_we_ask_of_it() -> None:
-    """It takes what the benchmarks have in flight, and holds a request as long as clients wait."""
+    """It takes what the benchmark has in flight, and holds a request as long as clients wait."""
     for model in (*BUILT_IN.published, BUILT_IN.decoder):  # the ensemble's steps have theirs
         policy = committed(model).dynamic_batching.default_queue_policy
         assert 64 <= policy.max_queue_size <= 128

@@ -427,7 +427,7 @@ def test_publishers_killed_at_random_leave_a_repository_that_loads(
         (("--repository", "README.md", "--unproven"), "is a file"),
         (
             ("--repository", "docs", "--unproven"),
-            "docs isn't a model repository: it holds bench-cpp",
+            "docs isn't a model repository: it holds cpp.md",
         ),
         (("--gpu", "--instances", 2), "--gpu is one instance of each model"),
         (("--cores", 0), "0 is not a whole number from 1 on"),

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -56,21 +57,29 @@ Measured measure(const std::function<void()>& call, std::size_t repetitions) {
   const double before = heap_in_use_kib();
   for (std::size_t i = 0; i < repetitions; ++i) times.push_back(timed_ms(call));
   const double growth = heap_in_use_kib() - before;
+  const double mean =
+      std::accumulate(times.begin(), times.end(), 0.0) / static_cast<double>(repetitions);
   std::sort(times.begin(), times.end());
-  return {
-      warmup, repetitions, first, quantile(times, 0.5), quantile(times, 0.95), peak_memory_mib(),
-      growth};
+  return {warmup,
+          repetitions,
+          first,
+          mean,
+          quantile(times, 0.5),
+          quantile(times, 0.95),
+          peak_memory_mib(),
+          growth};
 }
 
 void print_measured(const Measured& measured, std::size_t batch_size,
                     const std::string& description, const std::string& format) {
-  const double rate = static_cast<double>(batch_size) * 1000 / measured.median_ms;
+  const double rate = static_cast<double>(batch_size) * 1000 / measured.mean_ms;
   if (format == "json") {
     const nlohmann::ordered_json data = {{"model", printable(description)},
                                          {"batch_size", batch_size},
                                          {"warmup", measured.warmup},
                                          {"repetitions", measured.repetitions},
                                          {"first_ms", measured.first_ms},
+                                         {"mean_ms", measured.mean_ms},
                                          {"median_ms", measured.median_ms},
                                          {"p95_ms", measured.p95_ms},
                                          {"images_per_second", rate},

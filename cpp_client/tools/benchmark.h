@@ -9,8 +9,9 @@ namespace nin::tool {
 struct Measured {
   std::size_t warmup;
   std::size_t repetitions;
-  double first_ms;   ///< the very first call
-  double median_ms;  ///< of the calls after the warm-up, as is p95
+  double first_ms;  ///< the very first call
+  double mean_ms;   ///< of the calls after the warm-up, as are median and p95
+  double median_ms;
   double p95_ms;
   double peak_memory_mib;  ///< of the process
   double heap_growth_kib;  ///< in use after the last call, less what was after the warm-up

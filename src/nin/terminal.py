@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NoReturn
 
 from nin.errors import CheckError, InputError, explain
@@ -125,11 +126,17 @@ def short(path: Path) -> str:
 
 
 def processor() -> str:
-    """This machine's, as the benchmarks name it."""
+    """This machine's, as the benchmark names it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and the smallest and largest where there are several."""
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return f"{median(values):{form}}" + (f" ({low} to {high})" if len(values) > 1 else "")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -27,6 +27,7 @@ COMMANDS = {
     "publish": Command("serve", "make the exports the next version in a Triton repository"),
     "serve": Command("serve", "serve a repository with the embedded Triton"),
     "classify": Command("", "classify images by a Triton server"),
+    "bench": Command("train", "measure every way to run the exports"),
     "train": Command("train", "train the built-in model's network"),
     "evaluate": Command("train", "evaluate a model on its samples, class by class"),
 }

@@ -3,6 +3,7 @@
 nin publish                              # the built-in model's, to model_repository/
 nin publish --load 127.0.0.1:8000        # and a running server swaps to it
 nin publish --model models/resnet18 --repository served --cores 8
+nin publish --tune --latency-ms 50       # tries layouts, and writes the fastest within 50 ms
 nin publish --openvino                   # int8 by OpenVINO too, where the server has that backend
 nin publish --list
 nin publish --rollback --load 127.0.0.1:8000
@@ -12,6 +13,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from nin.bench.tuning import choose, try_layouts, tuning_table
 from nin.client import Client
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.contract import Contract, load_contract, openvino_model
@@ -20,6 +22,7 @@ from nin.export.artifact import read_manifest
 from nin.files import locked
 from nin.gate.proof import prove
 from nin.paths import MODEL_REPOSITORY
+from nin.samples import open_samples
 from nin.serve.configs import Layout, layout_for
 from nin.serve.repository import UNPROVEN, model_names, prune, publish, rollback, versions
 from nin.terminal import positive, short, table
@@ -73,6 +76,17 @@ def _add_layout_options(options: argparse.ArgumentParser) -> None:
         "--instances", type=positive, metavar="N", help="of each model; the cores are shared out"
     )
     group.add_argument("--gpu", action="store_true", help="one instance of each model on the GPU")
+    group.add_argument(
+        "--tune", nargs="?", const="", metavar="MODEL",
+        help="this one, tuned: try some layouts of a served model, the classifier if not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--latency-ms", type=positive, metavar="P95", help="--tune only chooses what is within it"
+    )
+    group.add_argument(
+        "--clients", type=positive, default=16, metavar="N",
+        help="requests in flight when --tune measures",
+    )  # fmt: skip
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -83,7 +97,7 @@ def execute(args: argparse.Namespace) -> None:
     contract = replace(contract, openvino=args.openvino or has_openvino(contract, args.repository))
     if args.openvino and not contract.calibration:
         raise InputError(f"--openvino serves int8, for which {args.model} has no [calibration]")
-    layout = _layout(args)
+    layout = _layout(contract, args)
     repository = short(args.repository.resolve())
     server = Client(args.load, protocol="http", timeout_s=LOAD_TIMEOUT_S) if args.load else None
     before_load = ready_versions(server, contract) if server else {}  # no server there ends it here
@@ -108,14 +122,34 @@ def has_openvino(contract: Contract, repository: Path) -> bool:
     return name in (model_names(repository) if repository.is_dir() else [])
 
 
-def _layout(args: argparse.Namespace) -> Layout | None:
-    if not (args.cores or args.instances or args.gpu):
+def _layout(contract: Contract, args: argparse.Namespace) -> Layout | None:
+    by_hand = args.cores or args.instances or args.gpu
+    if args.latency_ms and args.tune is None:
+        raise InputError("--latency-ms is a bound for --tune; give both")
+    if not by_hand and args.tune is None:
         return None
     if args.rollback:
         raise InputError("--rollback leaves the configurations; give --cores and the like without")
+    if args.tune is not None:
+        if by_hand:
+            raise InputError("--tune measures; leave --cores, --instances and --gpu out")
+        return tune(contract, args)
     if args.gpu and args.instances:
         raise InputError("--gpu is one instance of each model; leave --instances out")
     return layout_for(instances=args.instances, cores=args.cores, gpu=args.gpu)
+
+
+def tune(contract: Contract, args: argparse.Namespace) -> Layout:
+    """Prints what was tried; raises CheckError where nothing is within the bound."""
+    models = {m.name: m for m in contract.published if m.graph.name == contract.name}
+    name = args.tune or contract.name
+    if name not in models:
+        raise InputError(f"no classifier {name} is published; there are {', '.join(models)}")
+    artifacts = artifacts_of(contract, args.artifacts)
+    image = open_samples(contract, args.data_dir).pixels([0])
+    tried = try_layouts(contract, models[name], artifacts, image=image, clients=args.clients)
+    print(f"{name}, {args.clients} requests in flight:\n\n{tuning_table(tried)}\n", flush=True)
+    return choose(tried, args.latency_ms, model=name, clients=args.clients)
 
 
 def prove_and_publish(

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from textwrap import fill
@@ -19,7 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nin import decoder
 from nin.client import DECODER
-from nin.contract import ENCODED_IMAGE, Contract, Files, Graph, Model, Tensor
+from nin.contract import ENCODED_IMAGE, Contract, Files, Graph, Model, Tensor, Triton
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -29,7 +29,7 @@ WARMUP = "warmup"  # where Triton looks for a warm-up's data
 # it, and a client that decodes files itself reads it.
 FILES = "files"
 
-# How many requests may wait: twice as many as the benchmarks have in flight; of files as many.
+# How many requests may wait: eight times as many as the benchmark has in flight; of files half.
 _QUEUE = 128
 _QUEUE_OF_FILES = 64
 _QUEUE_TIMEOUT_S = 30  # as long as our clients wait for an answer
@@ -64,6 +64,18 @@ class Layout:
     instances: int
     threads: int  # of each instance
     gpu: bool = False  # one instance there; decoding alone stays on the CPU
+    preferred_batch: int | None = None  # instead of the contract's, as is the delay
+    max_queue_delay_us: int | None = None
+    reason: str = ""  # why it is so, where it was measured
+
+    def adapt(self, triton: Triton) -> Triton:
+        """What the contract says of batching, or else this layout."""
+        chosen = {
+            name: value
+            for name in ("preferred_batch", "max_queue_delay_us")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(triton, **chosen)
 
 
 def layout_for(
@@ -231,6 +243,7 @@ def _warmup(tensor: Tensor, sizes: dict[str, int]) -> ModelConfig:
 
 
 def _published_sections(contract: Contract, model: Model, layout: Layout) -> Iterator[_Section]:
+    contract = replace(contract, triton=layout.adapt(contract.triton))
     graph = model.graph
     if model.backend == "openvino":
         yield (
@@ -294,11 +307,11 @@ def _preferred_batch(contract: Contract, graph: Graph) -> int:
 
 def _batching_comment(contract: Contract, graph: Graph) -> str:
     delay_ms = contract.triton.max_queue_delay_us / 1000
+    company = f"waits for company, at most {delay_ms:g} ms: enough for what arrives together"
     return (
         f"A batch of {_preferred_batch(contract, graph)} goes at once: on a CPU more images at a "
-        f"time only wait longer. A smaller one waits for company, at most {delay_ms:g} ms: "
-        "enough for what arrives together (docs/bench-serving.md). On a GPU, larger batches may "
-        "do better."
+        f"time only wait longer. A smaller one {company if delay_ms else 'waits for nobody'} "
+        "(docs/speed.md). On a GPU, larger batches may do better."
     )
 
 
@@ -306,7 +319,7 @@ def _queue_comment(graph: Graph) -> str:
     waiting = _QUEUE * graph.max_batch * prod(graph.input.shape) * _SIZES[graph.input.dtype]
     return (
         f"What can't be answered in time is refused instead of computed. {_QUEUE} requests may "
-        f"wait, twice what the benchmarks have in flight, at most {_megabytes(waiting)} of "
+        f"wait, eight times what the benchmark has in flight, at most {_megabytes(waiting)} of "
         f"{graph.input.name}; one more is answered 503 at once. Each waits {_QUEUE_TIMEOUT_S} s at "
         "most, as long as our clients wait for an answer, or as long as its own parameter "
         "`timeout` says."
@@ -329,12 +342,12 @@ def _instance_sections(model: Model, layout: Layout) -> Iterator[_Section]:
         return
     part = _parameters({_THREADS[model.backend]: layout.threads})
     part.instance_group.add(count=layout.instances, kind="KIND_CPU")
-    yield (
+    usual = (
         f"For {layout.instances * layout.threads} cores. An instance to each, with one thread, "
         "answers more images a second than one instance on all of them, which answers a lone "
-        "request sooner (docs/serving.md). `nin publish --cores N` writes it for others.",
-        part,
+        "request sooner (docs/serving.md)."
     )
+    yield f"{layout.reason or usual} `nin publish --cores N` writes it for others.", part
 
 
 def _openvino_section(layout: Layout) -> _Section:
@@ -344,6 +357,7 @@ def _openvino_section(layout: Layout) -> _Section:
     return (
         f"For {threads} cores, always those of the CPU. The instances share one compiled model, "
         "and each has a stream of it; the threads are those of all streams. "
+        f"{layout.reason}{' ' if layout.reason else ''}"
         "`nin publish --cores N` writes it for others.",
         part,
     )
@@ -362,7 +376,7 @@ def _decoder_sections(contract: Contract, layout: Layout) -> Iterator[_Section]:
         "Files are decoded one by one, so that waiting for others gains nothing. A batch saves a "
         "call.\n"
         "What can't be answered in time is refused instead of decoded. "
-        f"{_QUEUE_OF_FILES} requests may wait, as many as the benchmarks have in flight: over "
+        f"{_QUEUE_OF_FILES} requests may wait, four times what the benchmark has in flight: over "
         "HTTP each may hold 32 MiB of files (deploy/Dockerfile), "
         f"{_QUEUE_OF_FILES * 32 / 1024:g} GiB in all. One more is answered 503 at once. Each waits "
         f"{_QUEUE_TIMEOUT_S} s at most, as long as our clients wait for an answer, or as long as "

@@ -17,7 +17,14 @@ from tqdm import tqdm
 
 from nin.contract import ENCODED_IMAGE, Contract, Model
 from nin.errors import CheckError, InputError
-from nin.export.artifact import MANIFEST, Entry, read_artifact, read_manifest, write_manifest
+from nin.export.artifact import (
+    MANIFEST,
+    Entry,
+    Metadata,
+    read_artifact,
+    read_manifest,
+    write_manifest,
+)
 from nin.export.formats import FORMATS
 from nin.files import locked, make_folder, sweep, temporary_path, write_atomically
 from nin.gate.golden import Golden, replay
@@ -75,6 +82,25 @@ def publish(
     }
     with _locked(contract, repository):
         return _add(contract, sources, repository, version, proof, layout)
+
+
+def stage_alone(
+    contract: Contract, model: Model, artifacts: Path, repository: Path, layout: Layout
+) -> None:
+    """Puts one model of the contract, under its name or another, into a repository to try out.
+
+    Raises InputError where its export can't be used.
+    """
+    assert model.format is not None
+    data = read_artifact(artifacts, f"{model.graph.name}{model.format}")
+    golden = Metadata.from_texts(FORMATS[model.format].read_texts(data)).golden
+    files = {
+        **model_files(contract, model, layout),
+        f"1/{model.filename}": data,
+        f"{WARMUP}/{model.graph.input.name}": golden.batch(model.graph)[:1].tobytes(),
+    }
+    for name, content in files.items():
+        write_atomically(repository / model.name / name, content)
 
 
 def rollback(contract: Contract, repository: Path) -> tuple[int, int]:

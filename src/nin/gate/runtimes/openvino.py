@@ -39,10 +39,12 @@ class OpenVinoRuntime:
         openvino = import_openvino()
         metadata = Metadata.from_texts(read_onnx_texts(data))
         sizes = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads}
-        options = FLOAT32 | {name: size for name, size in sizes.items() if size is not None}
+        options: dict[str, Any] = {name: n for name, n in sizes.items() if n is not None}
+        if threads is not None:  # else the threads of all instances would share the first cores
+            options["ENABLE_CPU_PINNING"] = False
         try:
             core = openvino.Core()
-            self._model = core.compile_model(core.read_model(data), "CPU", options)
+            self._model = core.compile_model(core.read_model(data), "CPU", FLOAT32 | options)
         except RuntimeError as error:
             raise InputError(f"OpenVINO can't load the model: {reason_of(error)}") from error
         self.contract = metadata.contract

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from nin.contract import Graph, Outputs, Run
 from nin.errors import InputError
 from nin.export.artifact import Metadata
+from nin.gate.runtimes.threads import threads
 
 # Relative: larger than what float32 rounds, in sums of thousands of products.
 _TIE = 1e-5
@@ -60,6 +61,7 @@ def _run(data: bytes, graph: Graph) -> Run:
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, once
+    options.intra_op_num_threads = threads()
     return options
 
 

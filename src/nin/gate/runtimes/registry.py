@@ -14,6 +14,7 @@ from nin.gate.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_a
 from nin.gate.runtimes.eager import EagerRuntime
 from nin.gate.runtimes.openvino import OpenVinoRuntime, openvino_is_installed
 from nin.gate.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.threads import threads
 from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.gate.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
 from nin.network.build import TrainedModel
@@ -31,7 +32,8 @@ def _open_torchscript(file: Path, graph: Graph, device: str) -> Runtime:
 
 def _open_openvino(file: Path, graph: Graph, device: str) -> Runtime:
     assert device == "cpu"
-    return OpenVinoRuntime(read_artifact(file.parent, file.name), graph)
+    data = read_artifact(file.parent, file.name)
+    return OpenVinoRuntime(data, graph, threads=threads() or None)
 
 
 def _open_libtorch(file: Path, graph: Graph, device: str) -> Runtime:
@@ -72,14 +74,19 @@ def suffixes_of(name: str) -> tuple[str, ...]:
 
 
 def open_runtime(
-    name: str, graph: Graph, suffix: str | None = None, *, artifacts: Path, model: TrainedModel
+    name: str,
+    graph: Graph,
+    suffix: str | None = None,
+    *,
+    artifacts: Path,
+    model: TrainedModel | None = None,
 ) -> Runtime:
     """Loads `graph` in the runtime `name`, one of RUNTIMES.
 
     Args:
         suffix: of the file; the first of `suffixes_of(name)` if not given.
         artifacts: folder of the exports; what is loaded is what its manifest vouches for.
-        model: for eager, which runs the network itself.
+        model: for eager alone, which runs the network itself.
 
     Raises:
         InputError: the runtime is unknown or its device missing, or the file can't be used.
@@ -91,6 +98,7 @@ def open_runtime(
     if device == "cuda" and kind != "onnxruntime" and not torch.cuda.is_available():
         raise InputError(f"no CUDA device for {name}; this machine has {', '.join(CPU_RUNTIMES)}")
     if kind == _EAGER:
+        assert model is not None
         return EagerRuntime(model, graph, device=device)
     suffix = suffix or suffixes_of(kind)[0]
     return _KINDS[kind].open(artifacts / f"{graph.name}{suffix}", graph, device)
