@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
@@ -200,6 +201,9 @@ def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) 
 
     config = quantizer_of.get_default_x86_inductor_quantization_config(reduce_range=True)
     quantizer = quantizer_of.X86InductorQuantizer().set_global(config)
+    for average in (F.avg_pool2d, F.adaptive_avg_pool2d):
+        # else, where a network ends with one, its logits would be rounded to int8
+        quantizer.set_function_type_qconfig(average, None)
     observed = prepare_pt2e(_export(module, example, graph, dynamic=True).module(), quantizer)
     for batch in images.split(max(BATCH_SIZES)):
         # exported with a batch of two, it takes no single image
@@ -297,7 +301,7 @@ def _read_files(paths: list[Path]) -> dict[str, bytes]:
         reverse=True,
     )
     return {
-        end: _without_paths(path.read_bytes(), machine)
+        end: _on_cpu_half(_without_paths(path.read_bytes(), machine))
         for path in paths
         for end in _LIBRARY_FILES
         if path.name.endswith(end)
@@ -309,6 +313,14 @@ def _without_paths(data: bytes, folders: list[str]) -> bytes:
     for folder in folders:
         data = data.replace(os.fsencode(folder), b"/" * len(os.fsencode(folder)))
     return data
+
+
+def _on_cpu_half(library: bytes) -> bytes:
+    """Has a library ask for a part of LibTorch that every program has, instead of all of it.
+
+    libtorch.so brings the CUDA half along, which C++ programs neither link nor find.
+    """
+    return library.replace(b"\0libtorch.so\0", b"\0libc10.so\0\0\0")
 
 
 def _has_int8_kernels(files: dict[str, bytes]) -> bool:
