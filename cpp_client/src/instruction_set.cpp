@@ -10,8 +10,8 @@ namespace nin {
 namespace {
 
 constexpr std::array<std::string_view, 12> features = {
-    "avx2",     "fma",      "f16c",     "bmi",      "bmi2",     "lzcnt",
-    "avx512f",  "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"};
+    "avx2",    "fma",      "f16c",     "bmi",      "bmi2",     "lzcnt",
+    "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"};
 
 struct InstructionSet {
   std::string_view name;

@@ -56,8 +56,8 @@ class Pt2Module final : public Module {
       throw Error(path.string() + " holds machine code for the CPU; use the .pt file on " +
                   device.str());
     }
-    texts_ = translate(path.string() + " is not a whole .pt2 package",
-                       [&] { return read_texts(path); });
+    texts_ =
+        translate(path.string() + " is not a whole .pt2 package", [&] { return read_texts(path); });
   }
 
   [[nodiscard]] const Texts& texts() const override { return texts_; }

@@ -35,8 +35,7 @@ void load_cuda() {
     if (dlopen("libcuda.so.1", RTLD_LAZY) == nullptr) return;
     Dl_info info{};
     if (dladdr(reinterpret_cast<const void*>(&torch::cuda::device_count), &info) == 0) return;
-    const auto library =
-        std::filesystem::path(info.dli_fname).replace_filename("libtorch_cuda.so");
+    const auto library = std::filesystem::path(info.dli_fname).replace_filename("libtorch_cuda.so");
     dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
   });
 }
