@@ -171,7 +171,7 @@ def test_a_foreign_instruction_set_is_refused_before_code_is_loaded(
 ) -> None:
     data = (pt2_packages / "lenet.pt2").read_bytes()
     graph = lenet_model.contract.network_graph
-    monkeypatch.delattr(torch._C._aoti, "AOTIModelPackageLoader")  # type: ignore[attr-defined]
+    monkeypatch.delattr(torch._C._aoti, "AOTIModelPackageLoader")
     with pytest.raises(InputError, match="machine code for 'avx9000', known are avx512_vnni, "):
         Pt2Runtime(with_text(data, "instruction_set", "avx9000"), graph)
 

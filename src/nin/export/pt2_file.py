@@ -205,7 +205,7 @@ def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) 
         # else, where a network ends with one, its logits would be rounded to int8
         quantizer.set_function_type_qconfig(average, None)
     observed = prepare_pt2e(_export(module, example, graph, dynamic=True).module(), quantizer)
-    for batch in images.split(max(BATCH_SIZES)):
+    for batch in torch.split(images, max(BATCH_SIZES)):
         # exported with a batch of two, it takes no single image
         observed(batch if len(batch) > 1 else torch.cat([batch, batch]))
     converted = convert_pt2e(observed)
@@ -291,7 +291,8 @@ def _compile(
             f"{graph.name} can't be compiled by AOTInductor: {first_line(error)}; "
             "ONNX or TorchScript may do"
         ) from error
-    return _read_files([Path(path) for path in paths])
+    assert isinstance(paths, list)  # as of a package
+    return _read_files([Path(str(path)) for path in paths])
 
 
 def _read_files(paths: list[Path]) -> dict[str, bytes]:

@@ -48,7 +48,7 @@ def _load(data: bytes, sizes: tuple[int, ...]) -> dict[int, Any]:
         file.flush()
         try:
             return {
-                size: torch._C._aoti.AOTIModelPackageLoader(  # type: ignore[attr-defined]
+                size: torch._C._aoti.AOTIModelPackageLoader(
                     file.name, entry_point(size), False, 1, -1
                 )
                 for size in sizes
