@@ -124,6 +124,7 @@ struct Classifier::Impl {
   template <typename T>
   [[nodiscard]] Outputs run_all(std::span<const T> items) const {
     const std::size_t count = items.size() / metadata.info.input.item_size();
+    settle_threads();  // after fork() there is one
     const auto threads = static_cast<std::size_t>(std::max(1, at::get_num_threads()));
     const std::size_t workers = module->prefers_workers() ? std::min(threads, count) : 1;
     if (workers < 2) return run_parts(items, parts_of(count, count), 1);
