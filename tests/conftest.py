@@ -33,6 +33,7 @@ from nin.serve.repository import publish
 from nin.serve.server import PORTS, Server, find_tritonserver, serve
 from nin.training.data import load
 from tests.models import make_lenet, make_small_resnet18
+from tests.packages import compile_graph, package
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -177,6 +178,18 @@ def lenet_artifacts(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -
     with made_once(tmp_path_factory, "lenet_artifacts") as (folder, filled):
         if not filled:
             export_all(lenet.folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pt2_packages(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model's network in float32 and its classifier in int8: lenet, small.int8."""
+    with made_once(tmp_path_factory, "pt2_packages") as (folder, filled):
+        if not filled:
+            model = load_model(lenet.folder)
+            for graph, int8 in ((lenet.network_graph, False), (lenet.classifier_graph, True)):
+                data = package(model, graph, compile_graph(model, graph, int8=int8))
+                (folder / f"{graph.name}{'.int8' * int8}.pt2").write_bytes(data)
     return folder
 
 

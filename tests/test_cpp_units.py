@@ -25,13 +25,20 @@ def names() -> list[str]:
 
 @pytest.fixture(scope="module")
 def results(
-    cpp_build: Path, artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+    cpp_build: Path,
+    artifacts: Path,
+    pt2_packages: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, ET.Element]:
     report = tmp_path_factory.mktemp("ctest") / "report.xml"
     subprocess.run(
         ["ctest", "--output-junit", report, "--test-output-size-passed", "0"],
         cwd=cpp_build,
-        env={**os.environ, "NIN_ARTIFACTS": str(artifacts)},
+        env={
+            **os.environ,
+            "NIN_ARTIFACTS": str(artifacts),
+            "NIN_PACKAGES": str(pt2_packages),
+        },
         capture_output=True,
     )
     return {case.get("name", ""): case for case in ET.parse(report).iter("testcase")}  # noqa: S314

@@ -2,7 +2,7 @@
 #
 # PyTorch's own TorchConfig.cmake of a CUDA build insists on a toolkit. We link the CPU libraries
 # only, which every build has; the CUDA ones beside them are loaded at run time where there is a
-# driver (src/classifier.cpp).
+# driver (src/torch_process.cpp).
 #
 # Looks in LibTorch_ROOT, in CMAKE_PREFIX_PATH (torch.utils.cmake_prefix_path is fine), in
 # LibTorch_HINT, and for the wheel of the python3 that comes first on PATH.

@@ -1,131 +1,28 @@
 #include "nin/classifier.h"
 
-#include <ATen/Parallel.h>
-#include <dlfcn.h>
-#include <pthread.h>
-#include <torch/csrc/jit/runtime/graph_executor.h>
-#include <torch/cuda.h>
-#include <torch/script.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <cmath>
+#include <exception>
 #include <fstream>
 #include <mutex>
 #include <sstream>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "metadata.h"
+#include "module.h"
 #include "outputs.h"
-#include "text.h"
+#include "torch_process.h"
 
 namespace nin {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Larger batches run slower on a CPU: their activations leave the cache (docs/bench-cpp.md).
-constexpr std::size_t cpu_batch = 16;
-
-/// The line of LibTorch's text that says what happened: of an error inside the model the last.
-std::string reason_of(std::string text) {
-  text.erase(text.find_last_not_of("\n ") + 1);
-  const bool inside = text.starts_with("The following operation failed");
-  return one_line(inside ? text.substr(text.rfind('\n') + 1) : text.substr(0, text.find('\n')));
-}
-
-/// LibTorch's errors as ours; nothing else of it leaves this file.
-template <typename Action>
-auto translate(const std::string& what, Action action) {
-  try {
-    return action();
-  } catch (const Error&) {
-    throw;
-  } catch (const c10::Error& error) {
-    throw Error(what + ": " + reason_of(error.what_without_backtrace()));
-  } catch (const std::bad_alloc&) {
-    throw Error(what + ": not enough memory");
-  } catch (const std::exception& error) {
-    throw Error(what + ": " + reason_of(error.what()));
-  }
-}
-
-/// Makes LibTorch's CUDA half known to it, where there is a driver and that half.
-///
-/// It is loaded here instead of linked, so that one binary serves both builds of LibTorch, and a
-/// machine without a GPU doesn't wait for hundreds of megabytes of kernels. It has to happen before
-/// the first call: LibTorch asks for its CUDA half once and remembers a no.
-void load_cuda() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    if (dlopen("libcuda.so.1", RTLD_LAZY) == nullptr) return;
-    Dl_info info{};
-    if (dladdr(reinterpret_cast<const void*>(&torch::cuda::device_count), &info) == 0) return;
-    const fs::path library = fs::path(info.dli_fname).replace_filename("libtorch_cuda.so");
-    dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  });
-}
-
-/// Whether this process was made by fork() after its parent had a classifier.
-std::atomic<bool> forked = false;
-
-void watch_forks() {
-  static const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  if (watched != 0) throw std::bad_alloc();  // its only error
-}
-
-/// OpenMP's number belongs to each calling thread. Its threads don't come along through fork(): the
-/// child would wait for them forever, unless it does all itself.
-void settle_threads() {
-  thread_local bool alone = false;
-  if (!forked) {
-    at::internal::lazy_init_num_threads();
-  } else if (!std::exchange(alone, true)) {
-    at::set_num_threads(1);
-  }
-}
-
-/// Has LibTorch's OpenMP use one thread in this thread of ours alone. at::set_num_threads would
-/// change it for others too.
-class OneThread {
- public:
-  OneThread() { set(1); }
-  ~OneThread() { set(before_); }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  /// Does nothing where LibTorch was built without OpenMP.
-  static void set(int count) {
-    static const auto function =
-        reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-    if (function != nullptr) function(count);
-  }
-
-  int before_ = at::get_num_threads();
-};
-
-torch::Device parse_device(const std::string& text) {
-  const auto colon = text.find(':');
-  const std::string kind = text.substr(0, colon);
-  if (text == "cpu") return torch::kCPU;
-  int index = 0;
-  if (colon != std::string::npos) {
-    const char* end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, index);
-    if (error != std::errc() || rest != end || index < 0 || index > 127) index = -1;
-  }
-  if (kind != "cuda" || index < 0) {
-    throw Error("unknown device '" + text + "'; expected cpu, cuda or cuda:N");
-  }
-  const auto count = translate("can't ask for CUDA devices", torch::cuda::device_count);
-  if (static_cast<std::size_t>(index) >= static_cast<std::size_t>(count)) {
-    throw Error("no device " + text + ": " + std::to_string(count) + " CUDA devices found");
-  }
-  return {torch::kCUDA, static_cast<torch::DeviceIndex>(index)};
-}
 
 void check_file(const fs::path& model) {
   std::error_code ignored;
@@ -135,25 +32,18 @@ void check_file(const fs::path& model) {
   if (!fs::is_regular_file(model, ignored)) throw Error(model.string() + " is not a file");
   if (!std::ifstream(model)) throw Error("can't read " + model.string());
   if (fs::file_size(model, ignored) == 0) {
-    throw Error(model.string() + " is not a TorchScript file: it has 0 bytes");
+    throw Error(model.string() + " is not a model file: it has 0 bytes");
   }
 }
 
-torch::Tensor find_output(const torch::IValue& result, std::size_t index, std::size_t outputs) {
-  if (outputs == 1 && result.isTensor()) return result.toTensor();
-  if (result.isTuple()) {
-    const auto& elements = result.toTupleRef().elements();
-    if (elements.size() == outputs && elements[index].isTensor()) {
-      return elements[index].toTensor();
-    }
-  }
-  throw Error("the model gives " + result.tagKind() + ", expected " + std::to_string(outputs) +
-              " tensors");
+std::unique_ptr<Module> open_module(const fs::path& model, c10::Device device) {
+  check_file(model);
+  return is_pt2(model) ? open_pt2(model, device) : open_torchscript(model, device);
 }
 
-void append(std::vector<float>& values, const torch::Tensor& output, int64_t count,
-            std::size_t classes) {
-  const std::vector<int64_t> expected{count, static_cast<int64_t>(classes)};
+/// Copies an output of `count` items to its place.
+void store(const torch::Tensor& output, std::size_t count, std::size_t classes, float* place) {
+  const std::vector<int64_t> expected{static_cast<int64_t>(count), static_cast<int64_t>(classes)};
   if (output.scalar_type() != torch::kFloat32 || output.sizes() != expected) {
     std::ostringstream text;
     text << "the model gives " << output.scalar_type() << ' ' << output.sizes()
@@ -161,85 +51,132 @@ void append(std::vector<float>& values, const torch::Tensor& output, int64_t cou
     throw Error(text.str());
   }
   const torch::Tensor host = output.to(torch::kCPU).contiguous();
-  const float* data = host.const_data_ptr<float>();
-  values.insert(values.end(), data, data + host.numel());
+  std::copy_n(host.const_data_ptr<float>(), count * classes, place);
+}
+
+/// Items that are run in one batch.
+struct Part {
+  std::size_t start;
+  std::size_t count;
+};
+
+/// Calls `work` for each of `count` numbers in several threads; the first exception is passed on.
+///
+/// The threads are made for each call: fork() would take none of a pool along.
+template <typename Work>
+void run_in_threads(std::size_t threads, std::size_t count, const Work& work) {
+  std::atomic<std::size_t> next = 0;
+  std::exception_ptr failed;
+  std::mutex failing;
+  const auto worker = [&] {
+    settle_threads();
+    const OneThread guard;
+    try {
+      for (std::size_t i = next++; i < count; i = next++) work(i);
+    } catch (...) {
+      const std::scoped_lock lock(failing);
+      failed = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    for (std::size_t i = 1; i < threads; ++i) others.emplace_back(worker);
+    worker();
+  }
+  if (failed) std::rethrow_exception(failed);
 }
 
 }  // namespace
 
 struct Classifier::Impl {
-  Impl(const fs::path& model, const Options& options)
-      : device((load_cuda(), parse_device(options.device))) {
+  Impl(const fs::path& model, const Options& options) {
+    load_cuda();
+    const auto device = parse_device(options.device);
     watch_forks();
     settle_threads();
-    check_file(model);
-    torch::jit::ExtraFilesMap texts;
-    for (const char* key : metadata_keys) texts[key] = "";
-    module = translate(model.string() + " is not a whole TorchScript file",
-                       [&] { return torch::jit::load(model.string(), device, texts); });
+    module = open_module(model, device);
     try {
-      prepare(texts, options.replay);
+      prepare(options.replay);
     } catch (const Error& error) {
       throw Error(model.string() + ": " + error.what());
     }
   }
 
-  void prepare(const torch::jit::ExtraFilesMap& texts, bool replays) {
-    metadata = parse_metadata({texts.begin(), texts.end()});
+  void prepare(bool replays) {
+    metadata = parse_metadata(module->texts());
     translate("it can't be run", [&] {
       const c10::InferenceMode guard;
-      // picks oneDNN's layouts once, for all calls; it knows none for CUDA
-      if (device.is_cpu()) module = torch::jit::optimize_for_inference(module);
+      module->prepare(metadata.info.max_batch);
       if (replays) replay();
     });
   }
 
-  /// Runs items in parts that are fast on this device, and no larger than the model takes.
+  /// Cuts `count` items into batches of the module's sizes, none larger than `most`.
+  [[nodiscard]] std::vector<Part> parts_of(std::size_t count, std::size_t most) const {
+    std::vector<Part> parts;
+    for (std::size_t start = 0; start < count;) {
+      parts.push_back({start, module->part_of(std::min(most, count - start))});
+      start += parts.back().count;
+    }
+    return parts;
+  }
+
   template <typename T>
-  [[nodiscard]] Outputs run_parts(std::span<const T> items) const {
-    const Input& input = metadata.info.input;
-    const std::size_t item = input.item_size();
-    const std::size_t most = metadata.info.max_batch;
-    const std::size_t part = (device.is_cpu() ? std::min(cpu_batch, most) : most) * item;
-    std::vector<int64_t> sizes{0};
-    sizes.insert(sizes.end(), input.shape.begin(), input.shape.end());
+  [[nodiscard]] Outputs run_all(std::span<const T> items) const {
+    const std::size_t count = items.size() / metadata.info.input.item_size();
+    settle_threads();  // after fork() there is one
+    const auto threads = static_cast<std::size_t>(std::max(1, at::get_num_threads()));
+    const std::size_t workers = module->prefers_workers() ? std::min(threads, count) : 1;
+    if (workers < 2) return run_parts(items, parts_of(count, count), 1);
+    return run_parts(items, parts_of(count, (count + workers - 1) / workers), workers);
+  }
+
+  template <typename T>
+  [[nodiscard]] Outputs run_parts(std::span<const T> items, const std::vector<Part>& parts,
+                                  std::size_t workers) const {
+    const std::size_t count = items.size() / metadata.info.input.item_size();
+    const std::size_t classes = metadata.info.labels.size();
+    const bool two = metadata.outputs.size() > 1;
     Outputs outputs;
-    for (std::size_t start = 0; start < items.size(); start += part) {
-      const auto some = items.subspan(start, std::min(part, items.size() - start));
-      sizes.front() = static_cast<int64_t>(some.size() / item);
-      // from_blob wants a mutable pointer, and the model doesn't write to its input
-      forward(torch::from_blob(const_cast<T*>(some.data()), sizes,
-                               torch::CppTypeToScalarType<T>::value),
-              outputs);
+    outputs.logits.resize(count * classes);
+    if (two) outputs.probabilities.resize(count * classes);
+    const auto run_one = [&](std::size_t index) { forward(items, parts[index], outputs); };
+    if (workers > 1) {
+      run_in_threads(workers, parts.size(), run_one);
+    } else {
+      for (std::size_t index = 0; index < parts.size(); ++index) run_one(index);
     }
-    if (input.type == ElementType::float32) {
-      outputs.probabilities = softmax(outputs.logits, metadata.info.labels.size());
-    }
+    if (!two) outputs.probabilities = softmax(outputs.logits, classes);
     return outputs;
   }
 
-  void forward(const torch::Tensor& batch, Outputs& outputs) const {
+  /// Threads may write different parts of the outputs at the same time.
+  template <typename T>
+  void forward(std::span<const T> items, const Part& part, Outputs& outputs) const {
     const c10::InferenceMode guard;
     settle_threads();
-    if (forked && device.is_cuda()) {
-      throw Error("CUDA can't be used after fork(); fork before the first classifier is made");
+    const Input& input = metadata.info.input;
+    std::vector<int64_t> sizes{static_cast<int64_t>(part.count)};
+    sizes.insert(sizes.end(), input.shape.begin(), input.shape.end());
+    // from_blob wants a mutable pointer, and the model doesn't write to its input
+    const auto batch = torch::from_blob(const_cast<T*>(&items[part.start * input.item_size()]),
+                                        sizes, torch::CppTypeToScalarType<T>::value);
+    const auto tensors = module->forward(batch);
+    if (tensors.size() != metadata.outputs.size()) {
+      throw Error("the model gives " + std::to_string(tensors.size()) + " tensors, expected " +
+                  std::to_string(metadata.outputs.size()));
     }
-    // The file is frozen and optimized already: profiling runs for each new batch size would only
-    // make the first calls slower (docs/bench-cpp.md).
-    const torch::jit::GraphOptimizerEnabledGuard no_profiling(false);
-    const torch::IValue result = module.get_method("forward")({batch.to(device)});
-    const std::size_t count = metadata.outputs.size();
     const std::size_t classes = metadata.info.labels.size();
-    append(outputs.logits, find_output(result, 0, count), batch.size(0), classes);
-    if (count > 1) {
-      append(outputs.probabilities, find_output(result, 1, count), batch.size(0), classes);
+    store(tensors[0], part.count, classes, &outputs.logits[part.start * classes]);
+    if (tensors.size() > 1) {
+      store(tensors[1], part.count, classes, &outputs.probabilities[part.start * classes]);
     }
   }
 
   template <typename T>
   [[nodiscard]] Outputs run(std::span<const T> items, ElementType type) const {
     check_input(metadata.info, type, items.size());
-    Outputs outputs = translate("can't run the model", [&] { return run_parts(items); });
+    Outputs outputs = translate("can't run the model", [&] { return run_all(items); });
     check_finite(outputs, metadata.info.labels.size());
     return outputs;
   }
@@ -258,22 +195,39 @@ struct Classifier::Impl {
   /// each other at every layer of so small a batch (measured: docs/cpp.md).
   template <typename T>
   void replay(std::span<const T> items) const {
-    check_golden(run_parts(items), "in a batch");
+    check_golden(run_all(items), "in a batch");
     const std::size_t item = metadata.info.input.item_size();
-    Outputs alone = run_parts(items.first(item));
+    Outputs alone = run_all(items.first(item));
     const OneThread guard;
     for (std::size_t start = item; start < items.size(); start += item) {
-      alone.append(run_parts(items.subspan(start, item)));
+      alone.append(run_all(items.subspan(start, item)));
     }
     check_golden(alone, "for single images");
+    replay_in_own_sizes(items);
   }
 
-  void check_golden(const Outputs& outputs, const char* how) const {
+  /// Golden vectors that are too few are repeated.
+  template <typename T>
+  void replay_in_own_sizes(std::span<const T> items) const {
+    const std::size_t item = metadata.info.input.item_size();
+    for (const std::size_t size : module->own_sizes()) {
+      std::vector<T> batch;
+      for (std::size_t i = 0; i < size; ++i) {
+        const auto one = items.subspan(i % metadata.golden.count * item, item);
+        batch.insert(batch.end(), one.begin(), one.end());
+      }
+      check_golden(run_parts(std::span<const T>(batch), {{0, size}}, 1),
+                   "in a batch of " + std::to_string(size));
+    }
+  }
+
+  /// The outputs for the golden inputs, or for the first of them, or for all and some again.
+  void check_golden(const Outputs& outputs, const std::string& how) const {
     for (const auto& [name, expected] : metadata.golden.outputs) {
       const auto& values = name == "logits" ? outputs.logits : outputs.probabilities;
       double worst = 0;
-      for (std::size_t i = 0; i < expected.size(); ++i) {
-        const double error = std::abs(values[i] - expected[i]);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const double error = std::abs(values[i] - expected[i % expected.size()]);
         worst = error <= worst ? worst : error;  // NaN is kept
       }
       if (const double allowed = metadata.golden.budget.at(name); !(worst <= allowed)) {
@@ -285,8 +239,7 @@ struct Classifier::Impl {
     }
   }
 
-  torch::Device device;
-  torch::jit::Module module;
+  std::unique_ptr<Module> module;
   Metadata metadata;
 };
 
@@ -311,7 +264,7 @@ void set_threads(int count) {
   if (count < 1 || count > 1024) {
     throw Error("can't use " + std::to_string(count) + " threads, 1 to 1024");
   }
-  if (!forked) at::set_num_threads(count);
+  if (!is_forked()) at::set_num_threads(count);
 }
 
 }  // namespace nin

@@ -5,7 +5,7 @@
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Classifies images by a TorchScript export, in process.\n"
+      "Classifies images by a TorchScript or .pt2 export, in process.\n"
       "  nin_classify boot.png shirt.jpg\n"
       "  nin_classify t10k-images-idx3-ubyte.gz --labels t10k-labels-idx1-ubyte.gz --format csv\n",
       "nin_classify");
@@ -15,7 +15,7 @@ int main(int argc, char** argv) {
   int threads = 0;
   bool no_replay = false;
   nin::tool::add_options(app, options);
-  app.add_option("--model", model, "TorchScript export of any model")
+  app.add_option("--model", model, "TorchScript or .pt2 export of any model")
       ->type_name("FILE")
       ->capture_default_str();
   app.add_option("--device", classifier.device, "cpu, cuda or cuda:N")

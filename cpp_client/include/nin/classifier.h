@@ -15,7 +15,12 @@ struct Options {
   bool replay = true;          ///< run the golden vectors that the file carries, before it is used
 };
 
-/// Runs a TorchScript export of this project, of any model, in this process by LibTorch.
+/// Runs a TorchScript (.pt) or .pt2 export of this project, of any model, in this process by
+/// LibTorch.
+///
+/// A .pt2 package holds machine code, which is refused on a CPU without its instruction set, and
+/// runs on the CPU only: a call with several images has each of its threads run some of them. To
+/// load it takes a folder for temporary files, /tmp.
 ///
 /// Owns the module; movable, not copyable; a moved-from object may only be destroyed or assigned.
 /// Several threads may call the const methods of one object at the same time. What is returned

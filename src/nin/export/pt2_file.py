@@ -1,0 +1,369 @@
+"""Writes a graph as a .pt2 package: machine code by AOTInductor, for C++ without TorchScript.
+
+A package holds one library for each of a few batch sizes: with a batch of any size, torch 2.14's
+AOTInductor computes wrong outputs for some quantised networks without an error, and slower ones.
+"""
+
+import io
+import json
+import logging
+import os
+import shutil
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import package_pt2
+from torch.fx import GraphModule
+
+from nin.contract import BATCH, Graph, Outputs, Run
+from nin.errors import CheckError, InputError, first_line
+from nin.export.instruction_sets import InstructionSet, best_instruction_set
+from nin.export.torchscript_file import read_torchscript_texts
+
+# Any number of images is run in parts of these sizes, the largest first.
+BATCH_SIZES = (1, 4, 16)
+
+# What a package says of itself beside the metadata.
+_BATCH_SIZES, _INSTRUCTION_SET = "batch_sizes", "instruction_set"
+
+# What the loader needs of the files that AOTInductor writes.
+_LIBRARY_FILES = (".wrapper.so", ".wrapper.json", ".wrapper_metadata.json")
+
+
+@dataclass(frozen=True)
+class Pt2Program:
+    """A compiled graph."""
+
+    instruction_set: str
+    libraries: dict[int, dict[str, bytes]]  # by batch size the files, by the ends of their names
+    quantised: ExportedProgram | None  # what an int8 program was compiled from
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a package says of itself."""
+
+    texts: dict[str, str]
+    batch_sizes: tuple[int, ...]
+    instruction_set: str
+
+    def parts(self, count: int) -> Iterator[slice]:
+        """Where to cut so many images into batches that there are libraries for."""
+        start = 0
+        for size in sorted(self.batch_sizes, reverse=True):
+            while count - start >= size:
+                yield slice(start, start + size)
+                start += size
+
+
+def entry_point(size: int) -> str:
+    """The name of the library for batches of a size."""
+    return f"batch_{size}"
+
+
+def compile_pt2(
+    module: nn.Module, example: Tensor, graph: Graph, calibration: Tensor | None
+) -> Pt2Program:
+    """Compiles `module`, which must be in evaluation mode, for this machine's instruction set.
+
+    Args:
+        example: a batch of two; with one torch.export would take the batch for a constant.
+        calibration: images (M, ...) as the graph takes them, to quantise by; None for float32.
+
+    Raises:
+        InputError: torch can't export or compile the module, it has nothing to quantise, or this
+            machine has no C++ compiler, no torchao or no AVX2.
+        CheckError: what was compiled doesn't compute in int8.
+    """
+    instructions = best_instruction_set()
+    _check_compiler()
+    quantised = None
+    with torch.no_grad(), _quiet():
+        if calibration is not None:
+            quantised = _quantise(module, example, graph, calibration)
+            module = quantised.module()
+        libraries = {
+            size: _compile(module, example[:1].repeat_interleave(size, dim=0), graph, instructions)
+            for size in BATCH_SIZES
+            if size <= graph.max_batch
+        }
+    if quantised and not all(map(_has_int8_kernels, libraries.values())):
+        raise CheckError(f"{graph.name}: AOTInductor compiled the quantised graph to float32")
+    return Pt2Program(instructions.name, libraries, quantised)
+
+
+def write_pt2(program: Pt2Program, texts: dict[str, str]) -> bytes:
+    """The package, with the texts as extra files like TorchScript's."""
+    buffer = io.BytesIO()
+    own = {
+        _BATCH_SIZES: json.dumps(sorted(program.libraries)),
+        _INSTRUCTION_SET: program.instruction_set,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        package_pt2(
+            buffer,
+            exported_programs=program.quantised,
+            aoti_files={
+                entry_point(size): _write_files(files, Path(folder) / entry_point(size))
+                for size, files in program.libraries.items()
+            },
+            extra_files={**texts, **own},
+        )
+    return buffer.getvalue()
+
+
+def read_package(data: bytes) -> Package:
+    """Raises InputError where the bytes aren't a package of this project."""
+    texts = read_torchscript_texts(data)
+    try:
+        sizes = json.loads(texts.pop(_BATCH_SIZES))
+        instructions = texts.pop(_INSTRUCTION_SET)
+        if 1 not in sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"batch sizes {sizes}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not a .pt2 package of this project ({error!r})") from error
+    return Package(texts, tuple(sizes), instructions)
+
+
+def read_pt2_texts(data: bytes) -> dict[str, str]:
+    """The texts that were written; empty for bytes that aren't a package of this project."""
+    try:
+        return read_package(data).texts
+    except InputError:
+        return {}
+
+
+def unfused_pt2(data: bytes, graph: Graph) -> Run:
+    """The quantised graph of an int8 package, in plain float32: what its kernels should compute."""
+    import_quantizer()  # registers the operators
+    module = torch.export.load(io.BytesIO(_without_machine_code(data))).module()
+    names = [tensor.name for tensor in graph.outputs]
+
+    def run(batch: Any) -> Outputs:
+        items = torch.tensor(batch)
+        count = len(items)
+        with torch.no_grad():
+            # exported with a batch of two, it takes no single image
+            outputs = module(items if count > 1 else torch.cat([items, items]))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {name: t[:count].numpy() for name, t in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def exporter_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("nin", "torch")}
+
+
+def int8_exporter_versions() -> dict[str, str]:
+    import_quantizer()
+    return {**exporter_versions(), "torchao": version("torchao")}
+
+
+def import_quantizer() -> Any:
+    """torchao's quantizer for x86; to import it registers what AOTInductor needs to see int8.
+
+    Raises InputError where torchao isn't installed.
+    """
+    try:
+        with _quiet():
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+    except ImportError as error:
+        raise InputError(
+            f"int8 .pt2 needs torchao ({first_line(error)}); install it by "
+            "`pip install 'nin[export]'`"
+        ) from error
+    return x86_inductor_quantizer
+
+
+# From a module to a quantised program
+
+
+def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) -> ExportedProgram:
+    """Static int8: activations per tensor, weights per channel.
+
+    Activations get 7 bits: the sums of two products fit 16 bits, so that CPUs without VNNI, which
+    add them so, can't saturate.
+    """
+    quantizer_of = import_quantizer()
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = quantizer_of.get_default_x86_inductor_quantization_config(reduce_range=True)
+    quantizer = quantizer_of.X86InductorQuantizer().set_global(config)
+    for average in (F.avg_pool2d, F.adaptive_avg_pool2d):
+        # else, where a network ends with one, its logits would be rounded to int8
+        quantizer.set_function_type_qconfig(average, None)
+    observed = prepare_pt2e(_export(module, example, graph, dynamic=True).module(), quantizer)
+    for batch in torch.split(images, max(BATCH_SIZES)):
+        # exported with a batch of two, it takes no single image
+        observed(batch if len(batch) > 1 else torch.cat([batch, batch]))
+    converted = convert_pt2e(observed)
+    if not _has_quantised_weights(converted):
+        raise InputError(
+            f"{graph.name} has no convolution and no linear layer that can be quantised; "
+            "export it in float32"
+        )
+    _remove_unused(converted)
+    program = _export(converted, example, graph, dynamic=True)
+    _remove_traces(program)
+    return program
+
+
+def _export(
+    module: nn.Module, example: Tensor, graph: Graph, *, dynamic: bool = False
+) -> ExportedProgram:
+    shapes = ({0: torch.export.Dim(BATCH)},) if dynamic else None
+    try:
+        return torch.export.export(module, (example.clone(),), dynamic_shapes=shapes)
+    except Exception as error:  # of torch, or of the network's own code
+        raise InputError(
+            f"{graph.name} can't be exported by torch.export: {first_line(error)}; "
+            "a network's forward() must be tensor operations; TorchScript may do"
+        ) from error
+
+
+def _has_quantised_weights(module: GraphModule) -> bool:
+    operator = torch.ops.quantized_decomposed.dequantize_per_channel.default
+    return any(node.target == operator for node in module.graph.nodes)
+
+
+def _remove_unused(module: GraphModule) -> None:
+    """Removes the float weights that the quantised ones were made from."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+
+
+def _remove_traces(program: ExportedProgram) -> None:
+    """Removes notes on where each node comes from: they hold paths of this machine."""
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
+            node.meta.pop(key, None)
+
+
+# From a program to machine code
+
+
+def _check_compiler() -> None:
+    from torch._inductor import config
+
+    _, compiler = config.cpp.cxx
+    if shutil.which(compiler.split()[0]) is None:
+        raise InputError(
+            f"no C++ compiler {compiler}, which a .pt2 is compiled by; install g++ (Debian: "
+            "apt-get install g++), or name another one by CXX"
+        )
+
+
+def _compile(
+    module: nn.Module, example: Tensor, graph: Graph, instructions: InstructionSet
+) -> dict[str, bytes]:
+    """The files for batches of the example's size."""
+    program = _export(module, example, graph)
+    options = {
+        "aot_inductor.package": True,
+        "freezing": True,  # without it int8 runs in float32, and float32 with unpacked weights
+        "cpp.dynamic_threads": True,  # as many as whoever runs it has
+        "cpp.march": instructions.march,
+        "cpp.simdlen": instructions.vector_bits,
+        # what only calls the kernels need not be fast, but compiled fast
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.enable_line_tables": False,
+        "aot_inductor.enable_frame_pointer": False,
+    }
+    try:
+        paths = torch._inductor.aot_compile(program.module(), (example,), options=options)
+    except Exception as error:  # of torch, or of the compiler
+        raise InputError(
+            f"{graph.name} can't be compiled by AOTInductor: {first_line(error)}; "
+            "ONNX or TorchScript may do"
+        ) from error
+    assert isinstance(paths, list)  # as of a package
+    return _read_files([Path(str(path)) for path in paths])
+
+
+def _read_files(paths: list[Path]) -> dict[str, bytes]:
+    machine = sorted(
+        {str(paths[0].parent), str(Path(torch.__file__).parents[1]), sysconfig.get_path("data")},
+        key=len,
+        reverse=True,
+    )
+    return {
+        end: _on_cpu_half(_without_paths(path.read_bytes(), machine))
+        for path in paths
+        for end in _LIBRARY_FILES
+        if path.name.endswith(end)
+    }
+
+
+def _without_paths(data: bytes, folders: list[str]) -> bytes:
+    """Blots out where the sources lay, which stands in error messages, by as many slashes."""
+    for folder in folders:
+        data = data.replace(os.fsencode(folder), b"/" * len(os.fsencode(folder)))
+    return data
+
+
+def _on_cpu_half(library: bytes) -> bytes:
+    """Has a library ask for a part of LibTorch that every program has, instead of all of it.
+
+    libtorch.so brings the CUDA half along, which C++ programs neither link nor find.
+    """
+    return library.replace(b"\0libtorch.so\0", b"\0libc10.so\0\0\0")
+
+
+def _has_int8_kernels(files: dict[str, bytes]) -> bool:
+    library = files[".wrapper.so"]
+    return b"qconv_pointwise" in library or b"qlinear_pointwise" in library
+
+
+def _write_files(files: dict[str, bytes], folder: Path) -> list[Any]:
+    """Under names that are the same on every machine."""
+    folder.mkdir()
+    paths = []
+    for end, data in files.items():
+        path = folder / f"{folder.name}{end}"
+        path.write_bytes(data)
+        paths.append(str(path))
+    return paths
+
+
+# Reading
+
+
+def _without_machine_code(data: bytes) -> bytes:
+    """The same archive with its exported program alone, which torch.export.load can read."""
+    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
+    buffer = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(buffer)
+    for name in reader.get_all_records():
+        if not name.startswith(("data/aotinductor/", "extra/", ".data/")):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return buffer.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what torch and torchao say of their own code from stderr."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
