@@ -1,7 +1,6 @@
 """`.pt2` packages of the tests' small model: to compile one takes a compiler a quarter minute."""
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,13 +9,10 @@ from numpy.typing import NDArray
 from nin.contract import Graph
 from nin.export.artifact import Metadata
 from nin.export.pt2_file import Pt2Program, compile_pt2, exporter_versions, unfused_pt2, write_pt2
-from nin.gate.golden import Golden
+from nin.gate.reduced import quantised_golden
 from nin.gate.reference import compute_golden
 from nin.network.build import TrainedModel
 from nin.samples import open_samples
-
-# How far int8 kernels may be from the unfused graph: they round ties otherwise.
-INT8_BUDGET = {"logits": 0.05, "probabilities": 0.05}
 
 
 def samples_of(model: TrainedModel) -> NDArray[np.uint8]:
@@ -35,17 +31,10 @@ def package(model: TrainedModel, graph: Graph, program: Pt2Program) -> bytes:
     """With golden vectors and all that an export carries."""
     golden = compute_golden(model, graph, samples_of(model))
     if program.quantised:
-        golden = int8_golden(write_pt2(program, {}), graph, golden)
+        golden = quantised_golden(unfused_pt2(write_pt2(program, {}), graph), graph, golden)
     labels, versions = model.contract.labels, exporter_versions()
     metadata = Metadata(graph.describe(), labels, golden, model.weights_sha256, versions)
     return write_pt2(program, metadata.to_texts())
-
-
-def int8_golden(data: bytes, graph: Graph, golden: Golden) -> Golden:
-    """What the unfused quantised graph answers instead of the float64 reference."""
-    outputs = unfused_pt2(data, graph)(golden.batch(graph))
-    exact = {name: values.astype(np.float64) for name, values in outputs.items()}
-    return replace(golden, outputs=exact, budget=INT8_BUDGET)
 
 
 def with_text(data: bytes, key: str, text: str) -> bytes:

@@ -3,6 +3,7 @@
 nin export onnx                                # both graphs, for any recent onnxruntime
 nin export onnx --precision int8               # the classifier with 8-bit weights and activations
 nin export onnx --target-triton 24.10          # the newest opset that this release loads
+nin export pt2                                 # machine code by AOTInductor, for C++
 nin export torchscript --model models/resnet18
 """
 
@@ -37,8 +38,8 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--graph",
         default="all",
-        help="the graph to export, by its name in model.toml; `all` is the classifier alone where "
-        "the precision is int8",
+        help="the graph to export, by its name in model.toml; `all` is the classifier alone for "
+        "int8 and pt2",
     )
     options.add_argument("--output", type=Path, help=f"folder to write to; {ARTIFACTS_HELP}")
     options.add_argument(
@@ -89,7 +90,7 @@ def _for_target(fmt: Format, args: argparse.Namespace) -> Format:
 
 def _graphs(contract: Contract, graph: str, fmt: Format) -> list[str]:
     names = list(contract.graphs)
-    if graph == "all" and fmt.precision == "int8":
+    if graph == "all" and not fmt.all_graphs:
         return [contract.name]
     if graph != "all" and graph not in names:
         raise InputError(f"no graph {graph} in {contract.folder}; it has {', '.join(names)}")

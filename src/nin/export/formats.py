@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nin.contract import Graph, Run
-from nin.export import int8_onnx, onnx_file, torchscript_file
+from nin.export import int8_onnx, onnx_file, pt2_file, torchscript_file
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.ort import OrtRuntime, unfused
+from nin.gate.runtimes.pt2 import Pt2Runtime
 from nin.gate.runtimes.torchscript import TorchScriptRuntime
 
 Precision = Literal["float32", "int8"]
@@ -28,6 +29,7 @@ class Format:
     versions: Callable[[], dict[str, str]]
     unfused: Callable[[bytes, Graph], tuple[Run, ...]] | None = None  # of int8: see `ort.unfused`
     weight_faults: Callable[[bytes, bytes], list[str]] | None = None  # of int8 and float32 files
+    all_graphs: bool = True  # by default; else the classifier alone, which is what is deployed
     opset: int | None = None
     ir_version: int | None = None
 
@@ -53,6 +55,7 @@ INT8_ONNX = replace(
     versions=int8_onnx.exporter_versions,
     unfused=unfused,
     weight_faults=int8_onnx.weight_faults,
+    all_graphs=False,
 )
 
 TORCHSCRIPT = Format(
@@ -66,7 +69,27 @@ TORCHSCRIPT = Format(
     versions=torchscript_file.exporter_versions,
 )
 
-FORMATS = {fmt.suffix: fmt for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT)}
+PT2 = Format(
+    name="pt2",
+    precision="float32",
+    suffix=".pt2",
+    compile=pt2_file.compile_pt2,
+    write=pt2_file.write_pt2,
+    read_texts=pt2_file.read_pt2_texts,
+    open=Pt2Runtime,
+    versions=pt2_file.exporter_versions,
+    all_graphs=False,
+)
+
+INT8_PT2 = replace(
+    PT2,
+    precision="int8",
+    suffix=".int8.pt2",
+    versions=pt2_file.int8_exporter_versions,
+    unfused=pt2_file.unfused_pt2,
+)
+
+FORMATS = {fmt.suffix: fmt for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT, PT2, INT8_PT2)}
 
 
 def format_of(name: str) -> Format:

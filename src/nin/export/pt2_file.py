@@ -30,6 +30,7 @@ from nin.contract import BATCH, Graph, Outputs, Run
 from nin.errors import CheckError, InputError, first_line
 from nin.export.instruction_sets import InstructionSet, best_instruction_set
 from nin.export.torchscript_file import read_torchscript_texts
+from nin.gate.runtimes import TIE
 
 # Any number of images is run in parts of these sizes, the largest first.
 BATCH_SIZES = (1, 4, 16)
@@ -73,7 +74,7 @@ def entry_point(size: int) -> str:
 
 
 def compile_pt2(
-    module: nn.Module, example: Tensor, graph: Graph, calibration: Tensor | None
+    module: nn.Module, example: Tensor, graph: Graph, calibration: Tensor | None = None
 ) -> Pt2Program:
     """Compiles `module`, which must be in evaluation mode, for this machine's instruction set.
 
@@ -144,10 +145,23 @@ def read_pt2_texts(data: bytes) -> dict[str, str]:
         return {}
 
 
-def unfused_pt2(data: bytes, graph: Graph) -> Run:
-    """The quantised graph of an int8 package, in plain float32: what its kernels should compute."""
+def unfused_pt2(data: bytes, graph: Graph) -> tuple[Run, ...]:
+    """The quantised graph of an int8 package in plain float32; then with its ties rounded up, down.
+
+    As nin.gate.runtimes.ort.unfused.
+    """
     import_quantizer()  # registers the operators
-    module = torch.export.load(io.BytesIO(_without_machine_code(data))).module()
+    archive = _without_machine_code(data)
+    return tuple(_run(archive, graph, 1 + sign * TIE) for sign in (0, -1, 1))
+
+
+def _run(archive: bytes, graph: Graph, factor: float) -> Run:
+    """Args: factor: of the scales by which activations are quantised."""
+    module = torch.export.load(io.BytesIO(archive)).module()
+    for node in module.graph.nodes:
+        if node.target == torch.ops.quantized_decomposed.quantize_per_tensor.default:
+            node.update_arg(1, node.args[1] * factor)
+    module.recompile()
     names = [tensor.name for tensor in graph.outputs]
 
     def run(batch: Any) -> Outputs:

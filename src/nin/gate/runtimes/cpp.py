@@ -28,6 +28,7 @@ class LibTorchRuntime:
     """`nin_classify`. Raises InputError where it isn't built or the export can't be used."""
 
     def __init__(self, file: Path, graph: Graph, *, device: str = "cpu") -> None:
+        # in a .pt2 they lie in the same place
         texts = read_torchscript_texts(read_artifact(file.parent, file.name))
         metadata = Metadata.from_texts(texts)
         self.contract = metadata.contract

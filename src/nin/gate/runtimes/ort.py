@@ -11,10 +11,8 @@ from onnx import numpy_helper
 from nin.contract import Graph, Outputs, Run
 from nin.errors import InputError
 from nin.export.artifact import Metadata
+from nin.gate.runtimes import TIE
 from nin.gate.runtimes.threads import threads
-
-# Relative: larger than what float32 rounds, in sums of thousands of products.
-_TIE = 1e-5
 
 _PROVIDERS: dict[str, list[Any]] = {
     "cpu": ["CPUExecutionProvider"],
@@ -30,7 +28,7 @@ def unfused(data: bytes, graph: Graph) -> tuple[Run, ...]:
     one, either way.
     """
     model = onnx.load_from_string(data)
-    files = (data, *(_with_ties(model, 1 + sign * _TIE).SerializeToString() for sign in (-1, 1)))
+    files = (data, *(_with_ties(model, 1 + sign * TIE).SerializeToString() for sign in (-1, 1)))
     return tuple(_run(file, graph) for file in files)
 
 

@@ -14,6 +14,7 @@ from nin.gate.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_a
 from nin.gate.runtimes.eager import EagerRuntime
 from nin.gate.runtimes.openvino import OpenVinoRuntime, openvino_is_installed
 from nin.gate.runtimes.ort import OrtRuntime
+from nin.gate.runtimes.pt2 import Pt2Runtime
 from nin.gate.runtimes.threads import threads
 from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.gate.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
@@ -36,6 +37,11 @@ def _open_openvino(file: Path, graph: Graph, device: str) -> Runtime:
     return OpenVinoRuntime(data, graph, threads=threads() or None)
 
 
+def _open_pt2(file: Path, graph: Graph, device: str) -> Runtime:
+    assert device == "cpu"
+    return Pt2Runtime(read_artifact(file.parent, file.name), graph)
+
+
 def _open_libtorch(file: Path, graph: Graph, device: str) -> Runtime:
     return LibTorchRuntime(file, graph, device=device)
 
@@ -51,9 +57,10 @@ _KINDS = {
     "torchscript": _Kind((".pt",), _open_torchscript),
     "onnxruntime": _Kind((".onnx", ".int8.onnx"), _open_ort),
     "openvino": _Kind((".onnx", ".int8.onnx"), _open_openvino),
-    "libtorch": _Kind((".pt",), _open_libtorch),
+    "aotinductor": _Kind((".pt2", ".int8.pt2"), _open_pt2),
+    "libtorch": _Kind((".pt", ".pt2", ".int8.pt2"), _open_libtorch),
 }
-_CPU_ONLY = ("openvino",)
+_CPU_ONLY = ("openvino", "aotinductor")
 
 CPU_RUNTIMES = (_EAGER, *_KINDS)
 CUDA_RUNTIMES = tuple(f"{name}-cuda" for name in CPU_RUNTIMES if name not in _CPU_ONLY)
