@@ -254,7 +254,7 @@ class Residual(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         block = self.second(self.relu(self.first(image)))
-        return self.relu(block + image).flatten(1)  # type: ignore[no-any-return]
+        return self.relu(block + image).flatten(1)
 
 
 class Branching(nn.Module):
