@@ -134,8 +134,8 @@ def test_golden_vectors_close_on_a_batch_of_any_size(
     """The fault of torch 2.14: frozen, quantised, any batch, one channel in channels-last."""
     export = pt2_file._export
 
-    def any_size(module: nn.Module, example: Tensor, graph: Any, *, dynamic: bool = False) -> Any:
-        return export(module, example, graph, dynamic=dynamic or len(example) > 1)
+    def any_size(module: nn.Module, example: Tensor, graph: Any, **options: bool) -> Any:
+        return export(module, example, graph, **{**options, "dynamic": True})
 
     monkeypatch.setattr(pt2_file, "_export", any_size)
     monkeypatch.setattr(pt2_file, "BATCH_SIZES", (4,))
@@ -227,6 +227,34 @@ class Nothing(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits = pixels.flatten(1).float()[:, :8]
         return logits, logits.softmax(1)
+
+
+def test_a_network_that_torchao_can_not_quantise(
+    lenet_model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that uses a ReLU twice, exported so that torchao takes it for one use."""
+    export = pt2_file._export
+
+    def loosely(module: nn.Module, example: Tensor, graph: Any, **_: bool) -> Any:
+        return export(module, example, graph, dynamic=True)
+
+    monkeypatch.setattr(pt2_file, "_export", loosely)
+    pixels = torch.rand(2, 3, 8, 8)
+    with pytest.raises(InputError, match="lenet can't be quantised by torchao: .*; export int8"):
+        compile_pt2(Residual().eval(), pixels, lenet_model.contract.network_graph, pixels)
+
+
+class Residual(nn.Module):
+    """A block of a ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.relu = nn.ReLU()
+
+    def forward(self, image: Tensor) -> Tensor:
+        block = self.second(self.relu(self.first(image)))
+        return self.relu(block + image).flatten(1)
 
 
 class Branching(nn.Module):

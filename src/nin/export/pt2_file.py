@@ -218,7 +218,15 @@ def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) 
     for average in (F.avg_pool2d, F.adaptive_avg_pool2d):
         # else, where a network ends with one, its logits would be rounded to int8
         quantizer.set_function_type_qconfig(average, None)
-    observed = prepare_pt2e(_export(module, example, graph, dynamic=True).module(), quantizer)
+    # strict, for the quantizer takes the two uses of one ReLU module for one otherwise: ResNet's
+    program = _export(module, example, graph, dynamic=True, strict=True)
+    try:
+        observed = prepare_pt2e(program.module(), quantizer)
+    except Exception as error:  # of torchao
+        raise InputError(
+            f"{graph.name} can't be quantised by torchao: {first_line(error)}; "
+            "export int8 to ONNX, or float32"
+        ) from error
     for batch in torch.split(images, max(BATCH_SIZES)):
         # exported with a batch of two, it takes no single image
         observed(batch if len(batch) > 1 else torch.cat([batch, batch]))
@@ -235,11 +243,16 @@ def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) 
 
 
 def _export(
-    module: nn.Module, example: Tensor, graph: Graph, *, dynamic: bool = False
+    module: nn.Module,
+    example: Tensor,
+    graph: Graph,
+    *,
+    dynamic: bool = False,
+    strict: bool = False,
 ) -> ExportedProgram:
     shapes = ({0: torch.export.Dim(BATCH)},) if dynamic else None
     try:
-        return torch.export.export(module, (example.clone(),), dynamic_shapes=shapes)
+        return torch.export.export(module, (example.clone(),), dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # of torch, or of the network's own code
         raise InputError(
             f"{graph.name} can't be exported by torch.export: {first_line(error)}; "
