@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ BATCH_SIZES = (1, 4, 16)
 
 # What a package says of itself beside the metadata.
 _BATCH_SIZES, _INSTRUCTION_SET = "batch_sizes", "instruction_set"
+
+_MOST_CODE = 64  # of a weight, in 7 bits
 
 # What the loader needs of the files that AOTInductor writes.
 _LIBRARY_FILES = (".wrapper.so", ".wrapper.json", ".wrapper_metadata.json")
@@ -207,13 +209,16 @@ def import_quantizer() -> Any:
 def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) -> ExportedProgram:
     """Static int8: activations per tensor, weights per channel.
 
-    Activations get 7 bits: the sums of two products fit 16 bits, so that CPUs without VNNI, which
-    add them so, can't saturate.
+    Weights get 7 bits, as in nin.export.int8_onnx. torchao's reduce_range takes a bit of the
+    activations instead, to which the kernels don't clamp: images beyond the calibrated range came
+    out otherwise than the graph says.
     """
     quantizer_of = import_quantizer()
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    config = quantizer_of.get_default_x86_inductor_quantization_config(reduce_range=True)
+    default = quantizer_of.get_default_x86_inductor_quantization_config()
+    weight = replace(default.weight, quant_min=-_MOST_CODE, quant_max=_MOST_CODE)
+    config = replace(default, weight=weight)
     quantizer = quantizer_of.X86InductorQuantizer().set_global(config)
     for average in (F.avg_pool2d, F.adaptive_avg_pool2d):
         # else, where a network ends with one, its logits would be rounded to int8
