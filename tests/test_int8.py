@@ -1,5 +1,6 @@
 """int8: what is exported, and that the gate closes on quantising that went wrong."""
 
+import gzip
 import re
 import shutil
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from nin.gate.runtimes.ort import OrtRuntime, unfused
 from nin.images import encode_idx, parse_idx
 from nin.network.build import TrainedModel
 from nin.samples import LEAST_CALIBRATION, open_calibration, open_samples
+from nin.training.data import load
 from tests.conftest import Script
 from tests.models import CLASSIFIER, CONTRACT, draw_samples, make_lenet
 
@@ -110,6 +112,20 @@ def test_the_calibration_images_are_balanced_and_no_test_images() -> None:
     labels = (CONTRACT.calibration.path / "train-labels-idx1-ubyte.gz").read_bytes()
     counts = np.bincount(parse_idx(labels, "labels", ()), minlength=10)
     assert set(counts.tolist()) == {25, 26}
+
+
+def test_the_calibration_images_are_those_that_the_script_chooses(
+    script: Script, tmp_path: Path
+) -> None:
+    try:
+        load("train")
+    except InputError as error:
+        pytest.skip(f"the training images aren't there: {error}")
+    assert script("scripts/make_calibration.py", "--output", tmp_path).code == 0
+    assert CONTRACT.calibration is not None
+    for path in CONTRACT.calibration.path.iterdir():
+        found, committed = (gzip.decompress(p.read_bytes()) for p in (tmp_path / path.name, path))
+        assert found == committed
 
 
 # The gate closes

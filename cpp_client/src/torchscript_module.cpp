@@ -10,7 +10,7 @@
 namespace nin {
 namespace {
 
-/// Larger batches run slower on a CPU: their activations leave the cache (docs/bench-cpp.md).
+/// Larger batches run slower on a CPU: their activations leave the cache (docs/speed.md).
 constexpr std::size_t cpu_batch = 16;
 
 class TorchScriptModule final : public Module {
@@ -40,7 +40,7 @@ class TorchScriptModule final : public Module {
       throw Error("CUDA can't be used after fork(); fork before the first classifier is made");
     }
     // The file is frozen and optimized already: profiling runs for each new batch size would only
-    // make the first calls slower (docs/bench-cpp.md).
+    // make the first calls slower (docs/speed.md).
     const torch::jit::GraphOptimizerEnabledGuard no_profiling(false);
     return tensors_of(module_.get_method("forward")({batch.to(device_)}));
   }
