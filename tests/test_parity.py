@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nin.contract import Contract, Graph, Outputs
 from nin.export.artifact import Metadata
-from nin.export.formats import ONNX, TORCHSCRIPT
+from nin.export.formats import FORMATS
 from nin.gate.golden import Golden
 from nin.gate.parity import Answers, Row, check_classes, check_parity
 from nin.gate.questions import (
@@ -188,7 +188,7 @@ def export(golden: dict[str, Golden], model: TrainedModel) -> Callable[..., Runt
         metadata = Metadata(graph.describe(), LABELS, vectors, model.weights_sha256, {})
         texts = {**metadata.to_texts(), **changed}
         example = torch.tensor(vectors.batch(graph))
-        fmt = {"onnx": ONNX, "torchscript": TORCHSCRIPT}[kind]
+        fmt = FORMATS[f".{kind}"]
         return fmt.open(fmt.write(fmt.compile(module, example, graph), texts), graph)
 
     return run
