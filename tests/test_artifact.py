@@ -104,7 +104,7 @@ folder, name = Path(sys.argv[1]), sys.argv[2]
 for i in range(20):
     with locked(folder):
         entries = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-        entries[f"{name}{i}"] = Entry("", 0, "nin", "onnx", 18, 8, "", {})
+        entries[f"{name}{i}"] = Entry("", 0, "nin", "onnx", "float32", 18, 8, "", {})
         write_manifest(folder, entries)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
