@@ -159,6 +159,7 @@ def read_program(data: bytes) -> Pt2Program:
             libraries.setdefault(size, {})[f".{end}"] = reader.get_record(name)
     quantised = None
     if any(name.startswith("models/") for name in reader.get_all_records()):
+        pt2_file.import_quantizer()  # registers the operators
         quantised = torch.export.load(io.BytesIO(pt2_file._without_machine_code(data)))
     return Pt2Program(read_package(data).instruction_set, libraries, quantised)
 
