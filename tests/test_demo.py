@@ -52,7 +52,9 @@ def test_exports_proves_serves_and_shows(
 
 def expected_rows(contract: Contract) -> set[tuple[str, str]]:
     """Every runtime with both graphs, and every model of the server by every client."""
-    here = {(graph, name) for graph in contract.graphs for name in available_runtimes()}
+    others = ("openvino", "aotinductor")  # they run files that nobody has asked for here
+    names = [name for name in available_runtimes() if name not in others]
+    here = {(graph, name) for graph in contract.graphs for name in names}
     served = {
         (model.graph.name, f"{name} {model.backend}")
         for model in contract.models

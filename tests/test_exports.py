@@ -358,7 +358,7 @@ def test_an_export_that_fails_its_golden_vectors_is_not_published(
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), zip(SCRIPTS, (signal.SIGINT, signal.SIGTERM), strict=True)
+    ("kind", "number"), list(zip(SCRIPTS, (signal.SIGINT, signal.SIGTERM), strict=True))
 )
 def test_an_interrupt_leaves_no_partial_file(
     kind: str, number: int, resnet18: Path, tmp_path: Path

@@ -202,6 +202,7 @@ def test_trains_in_bfloat16(script: Script, tmp_path: Path) -> None:
     assert about_weights(tmp_path)["recipe"]["precision"] == "bfloat16"
 
 
+@pytest.mark.slow  # test_training.py has the same for the layer alone
 def test_two_processes_normalise_over_their_common_batch(
     script: Script, tmp_path: Path, float64: None
 ) -> None:
