@@ -40,7 +40,13 @@ from tests.models import CONTRACT, GRAPHS, LABELS, MAX_BATCH
 WEIGHTS = NIN / "weights.safetensors"
 
 SCRIPTS = {"onnx": "export/to_onnx.py", "pt": "export/to_torchscript.py"}
-NAMES = ["fashion_mnist.onnx", "fashion_mnist.pt", "nin.onnx", "nin.pt"]
+NAMES = [
+    "fashion_mnist.int8.onnx",
+    "fashion_mnist.onnx",
+    "fashion_mnist.pt",
+    "nin.onnx",
+    "nin.pt",
+]
 
 
 def files(folder: Path) -> list[str]:
@@ -50,8 +56,8 @@ def files(folder: Path) -> list[str]:
 # What is written
 
 
-def test_writes_four_files_and_a_manifest(artifacts: Path, model: TrainedModel) -> None:
-    assert files(artifacts) == [*NAMES[:2], "manifest.json", *NAMES[2:]]
+def test_writes_the_files_and_a_manifest(artifacts: Path, model: TrainedModel) -> None:
+    assert files(artifacts) == sorted([*NAMES, "manifest.json"])
     manifest = read_manifest(artifacts)
     assert sorted(manifest) == NAMES
     for name, entry in manifest.items():
@@ -60,7 +66,9 @@ def test_writes_four_files_and_a_manifest(artifacts: Path, model: TrainedModel) 
         assert entry.size == (artifacts / name).stat().st_size
         assert entry.weights_sha256 == model.weights_sha256
         assert entry.versions["torch"] == torch.__version__.partition("+")[0]
-        expected = ("onnx", 18, 8) if suffix == "onnx" else ("torchscript", None, None)
+        of_onnx = suffix.endswith("onnx")
+        expected = ("onnx", 18, 8) if of_onnx else ("torchscript", None, None)
+        assert entry.precision == ("int8" if suffix.startswith("int8") else "float32")
         assert (entry.format, entry.opset, entry.ir_version) == expected
 
 
