@@ -286,7 +286,8 @@ def check_losses(answers: Answers, questions: Questions, row: Row) -> Iterator[s
     """Rule 5, of int8: no layer is scaled otherwise, and the samples keep their classes."""
     assert questions.exact is not None
     logits = answers.outputs["logits"]
-    yield from check_scale(logits, questions.reference.outputs["logits"][answers.images])
+    right = questions.reference.outputs["logits"][answers.images]
+    yield from check_scale(logits, right, questions.mean_budget)
     _, first = np.unique(answers.images, return_index=True)
     samples = slice(questions.samples)
     losses = Losses(

@@ -40,6 +40,7 @@ class Questions:
     exact: Reference | None = (
         None  # of int8, where `reference` is the quantised graph's: the network's
     )
+    mean_budget: float = 0.0  # of int8, for the logits
     faults: tuple[str, ...] = ()  # of the file, whichever runtime is asked
 
     def batch(self, graph: Graph, indices: Batch) -> NDArray[Any]:
