@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.pt2_archive._package import package_pt2
 from torch.fx import GraphModule
 
 from nin.contract import BATCH, Graph, Outputs, Run
@@ -108,6 +107,9 @@ def compile_pt2(
 
 def write_pt2(program: Pt2Program, texts: dict[str, str]) -> bytes:
     """The package, with the texts as extra files like TorchScript's."""
+    # only here: it imports the compiler, which takes as long as torch
+    from torch.export.pt2_archive._package import package_pt2
+
     buffer = io.BytesIO()
     own = {
         _BATCH_SIZES: json.dumps(sorted(program.libraries)),
