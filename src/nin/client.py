@@ -17,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -286,8 +286,8 @@ class AsyncClient:
             decoder = await self._decoder_of(model)
             if decoder is None:
                 return await self._classify(model, _OF_FILES, array, top)
-            asked = [self.infer(decoder.name, inputs) for inputs in decoder.requests(array)]
-            parts = await asyncio.gather(*asked)
+            decode = partial(self.infer, decoder.name)
+            parts = await _few_at_once(decode, decoder.requests(array))
         return await self._classify(model, "", _joined(decoder, parts), top)
 
     async def classifier(self) -> str:
@@ -325,20 +325,8 @@ class AsyncClient:
         self, served: "_Served", array: NDArray[Any], top: int
     ) -> list[list[Prediction]]:
         read = partial(_predictions, output=PROBABILITIES)
-        free = asyncio.Semaphore(IN_FLIGHT)
-
-        async def ask(inputs: dict[str, NDArray[Any]]) -> list[list[Prediction]]:
-            async with free:  # its time runs from here, not while it waits for the others
-                return await self._infer(
-                    read, served.name, inputs, classes_of=PROBABILITIES, top=top
-                )
-
-        tasks = [asyncio.create_task(ask(inputs)) for inputs in served.requests(array)]
-        try:
-            results = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # one has failed: the server shan't work on the rest for nobody
-                task.cancel()
+        ask = partial(self._infer, read, served.name, classes_of=PROBABILITIES, top=top)
+        results = await _few_at_once(ask, served.requests(array))
         return [prediction for predictions in results for prediction in predictions]
 
     async def _only_classifier(self) -> str:
@@ -459,6 +447,25 @@ class _Known:
             self.classifier = None
             self.models.clear()
             raise
+
+
+async def _few_at_once(
+    ask: Callable[[dict[str, NDArray[Any]]], Coroutine[Any, Any, _Read]],
+    requests: Sequence[dict[str, NDArray[Any]]],
+) -> list[_Read]:
+    """The answers in order; where one request fails, the others are given up."""
+    free = asyncio.Semaphore(IN_FLIGHT)
+
+    async def ask_in_turn(inputs: dict[str, NDArray[Any]]) -> _Read:
+        async with free:  # its time runs from here, not while it waits for the others
+            return await ask(inputs)
+
+    tasks = [asyncio.create_task(ask_in_turn(inputs)) for inputs in requests]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:  # one has failed: the server shan't work on the rest for nobody
+            task.cancel()
 
 
 def _joined(decoder: _Served, parts: Sequence[Outputs]) -> NDArray[np.uint8]:
