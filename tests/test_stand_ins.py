@@ -6,7 +6,7 @@ The rules and the texts are those of the sources of onnxruntime_backend and pyto
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from nin.client import Client
 from nin.errors import ServerError
 from nin.network.torch_settings import ignore_deprecations
 from nin.serve.server import PORTS, Server, serve
-
-Change = Callable[[str], str]
+from tests.variants import Change, added, parameter, refused, swapped, variant
 
 
 @pytest.fixture(scope="module")
@@ -31,39 +30,6 @@ def own(embedded: None, repository: Path, tmp_path_factory: pytest.TempPathFacto
 def server(own: Path) -> Iterator[Server]:
     with serve(own, ports=dict.fromkeys(PORTS, 0)) as running:
         yield running
-
-
-def variant(own: Path, name: str, change: Change, model: Path | bytes | None = None) -> str:
-    """Adds a copy of a model with a changed config, and perhaps another file; returns its name."""
-    number = len(list(own.glob("variant_*")))
-    folder = own / f"variant_{number}"
-    shutil.copytree(own / name, folder)
-    text = (folder / "config.pbtxt").read_text()
-    text = text[: text.index("# The first request")]  # no warm-up: it would find the fault first
-    changed = change(text)
-    assert changed != text or model is not None
-    (folder / "config.pbtxt").write_text(
-        changed.replace(f'name: "{name}"', f'name: "{folder.name}"')
-    )
-    if isinstance(model, bytes):
-        next(folder.glob("1/model.*")).write_bytes(model)
-    return folder.name
-
-
-def swapped(old: str, new: str, count: int = 1) -> Change:
-    def change(text: str) -> str:
-        assert old in text
-        return text.replace(old, new, count)
-
-    return change
-
-
-def added(text: str) -> Change:
-    return lambda config: f"{config}\n{text}\n"
-
-
-def parameter(name: str, value: str) -> Change:
-    return added(f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}')
 
 
 def output(name: str, dtype: str = "TYPE_FP32", dims: str = "10") -> Change:
@@ -115,7 +81,7 @@ def test_onnxruntime_needs_a_dynamic_batch(own: Path, server: Server, artifacts:
     model = onnx.load(artifacts / "fashion_mnist.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     data = model.SerializeToString()
-    name = variant(own, "fashion_mnist", lambda text: text, data)
+    name = variant(own, "fashion_mnist", file=data)
     refused(server, name, "for the model to support batching the shape should have at least 1")
 
 
@@ -357,8 +323,3 @@ def test_without_batching_each_request_runs_alone(
             5,
             10,
         )
-
-
-def refused(server: Server, name: str, message: str) -> None:
-    with Client(server.http) as client, pytest.raises(ServerError, match=re.escape(message)):
-        client.load(name)
