@@ -160,7 +160,12 @@ class Model:
     def filename(self) -> str:
         """What the official backend looks for in a version's folder."""
         assert self.format is not None
-        return f"model.{self.format.rpartition('.')[2]}"
+        return served_file(self.format)
+
+
+def served_file(suffix: str) -> str:
+    """The name in a version's folder of a file of this suffix."""
+    return f"model.{suffix.rpartition('.')[2]}"
 
 
 def openvino_model(graph: Graph, suffix: str) -> Model:

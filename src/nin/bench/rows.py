@@ -29,7 +29,7 @@ from nin.bench.worker import (
 )
 from nin.contract import Contract, Model, Run
 from nin.errors import CheckError, InputError
-from nin.export.artifact import read_manifest
+from nin.export.artifact import read_manifest, suffix_of
 from nin.export.formats import FORMATS
 from nin.gate.runtimes.cpp import cpp_tools_are_built
 from nin.gate.runtimes.openvino import openvino_is_installed
@@ -71,7 +71,7 @@ class Row:
 
     @property
     def suffix(self) -> str:
-        return self.file.name[self.file.name.index(".") :]
+        return suffix_of(self.file.name)
 
     @property
     def sizes(self) -> str:

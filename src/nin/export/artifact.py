@@ -77,6 +77,11 @@ class Entry:
     proof: str = ""  # of a published version: what let it through
 
 
+def suffix_of(name: str) -> str:
+    """Of a file GRAPH.SUFFIX, the dot included: ".int8.onnx"."""
+    return "".join(name.partition(".")[1:])
+
+
 def read_manifest(folder: Path) -> dict[str, Entry]:
     """The artifacts of a folder by file name.
 
@@ -108,9 +113,9 @@ def read_artifact(folder: Path, name: str) -> bytes:
     entry = read_manifest(folder).get(name)
     path = folder / name
     if entry is None or not path.is_file():
-        suffix = name[name.find(".") :]
+        command = f"nin export {_EXPORTS.get(suffix_of(name), '')}"
         raise InputError(
-            f"no {name} in {folder}; export it first: `nin export {_EXPORTS.get(suffix, '')}` "
+            f"no {name} in {folder}; export it first: `{command}` "
             "with the --model, or name the folder of its exports: --artifacts"
         )
     data = path.read_bytes()

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from nin.contract import Graph, Run
 from nin.export import int8_onnx, onnx_file, pt2_file, torchscript_file
+from nin.export.artifact import suffix_of
 from nin.gate.runtimes import Runtime
 from nin.gate.runtimes.ort import OrtRuntime, unfused
 from nin.gate.runtimes.pt2 import Pt2Runtime
@@ -94,7 +95,7 @@ FORMATS = {fmt.suffix: fmt for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT, PT2, INT8_P
 
 def format_of(name: str) -> Format:
     """The format of a file by its name, GRAPH.SUFFIX."""
-    return FORMATS[name[name.index(".") :]]
+    return FORMATS[suffix_of(name)]
 
 
 def float32_of(fmt: Format) -> Format:

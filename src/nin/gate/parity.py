@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nin.contract import Graph, Outputs
 from nin.gate.questions import Batch, Plan, Questions, plan_batches
 from nin.gate.reduced import Losses, check_scale
-from nin.gate.reference import Reference
+from nin.gate.reference import Reference, margins
 from nin.gate.runtimes import Runtime
 from nin.terminal import table
 
@@ -74,6 +74,12 @@ class Answers:
         sizes = [len(batch) for batch in batches]
         joined = {name: np.concatenate([o[name] for o in outputs]) for name in outputs[0]}
         return cls(np.concatenate(batches), np.repeat(sizes, sizes), joined)
+
+    def logits_of(self, samples: int) -> NDArray[Any]:
+        """The first answer for each of the samples, (samples, K)."""
+        _, first = np.unique(self.images, return_index=True)
+        logits: NDArray[Any] = self.outputs["logits"][first][:samples]
+        return logits
 
 
 def check_parity(
@@ -224,8 +230,7 @@ def check_budget(answers: Answers, questions: Questions, row: Row) -> Iterator[s
 def check_classes(answers: Answers, questions: Questions, row: Row) -> Iterator[str]:
     """Rule 3: no image changes its class, in any output, but for ties within twice the budget."""
     exact = questions.reference.outputs["logits"]
-    top = np.sort(exact, axis=1)
-    tie = top[:, -1] - top[:, -2] < 2 * row.budget["logits"]
+    tie = margins(exact) < 2 * row.budget["logits"]
     changed = np.zeros(len(exact), dtype=bool)
     for found in answers.outputs.values():
         changed[answers.images[found.argmax(1) != exact.argmax(1)[answers.images]]] = True
@@ -288,11 +293,8 @@ def check_losses(answers: Answers, questions: Questions, row: Row) -> Iterator[s
     logits = answers.outputs["logits"]
     right = questions.reference.outputs["logits"][answers.images]
     yield from check_scale(logits, right, questions.mean_budget)
-    _, first = np.unique(answers.images, return_index=True)
-    samples = slice(questions.samples)
-    losses = Losses(
-        logits[first][samples], questions.exact.outputs["logits"][samples], questions.classes
-    )
+    exact = questions.exact.outputs["logits"][: questions.samples]
+    losses = Losses(answers.logits_of(questions.samples), exact, questions.classes)
     row.agreement, row.accuracy_loss = losses.agreement, losses.accuracy_loss
     row.standard_error = losses.standard_error
     row.changed = [f"{questions.names[i]} ({losses.margins[i]:.2f})" for i in losses.changed]
@@ -303,9 +305,7 @@ def _accuracy(answers: Answers, classes: NDArray[np.int64] | None) -> float | No
     """The share of the samples whose first answer is their class."""
     if classes is None:
         return None
-    _, first = np.unique(answers.images, return_index=True)
-    predicted = answers.outputs["logits"][first].argmax(1)
-    return float((predicted[: len(classes)] == classes).mean())
+    return float((answers.logits_of(len(classes)).argmax(1) == classes).mean())
 
 
 def _beyond_budget(

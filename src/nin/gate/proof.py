@@ -10,15 +10,12 @@ from nin.gate.golden import GOLDEN_IMAGES
 from nin.gate.parity import check_parity, failures_of
 from nin.gate.questions import make_questions, quick_plan, seed_of_today
 from nin.gate.reduced import questions_of_file
-from nin.gate.runtimes.registry import open_runtime
+from nin.gate.runtimes.registry import open_runtime, runtime_of
 from nin.network.build import load_model
 from nin.samples import open_samples
 from nin.terminal import short
 
 REPORT = "parity"  # .json, beside the artifacts
-
-# By the ending of a file's name, the runtime of this process that loads it.
-_RUNTIMES = {"onnx": "onnxruntime", "pt": "torchscript"}
 
 
 def prove(
@@ -69,10 +66,10 @@ def _pass_quick_gate(
 ) -> None:
     """Raises CheckError with the reasons where the gate is closed."""
     model = load_model(folder, weights)
-    files = {(m.graph, m.format): m.backend for m in model.contract.published if m.format}
+    files = dict.fromkeys((m.graph, m.format) for m in model.contract.published if m.format)
     runtimes = []
     for graph, suffix in files:
-        name = _RUNTIMES[suffix.rpartition(".")[2]]
+        name = runtime_of(suffix)
         runtime = open_runtime(name, graph, suffix, artifacts=artifacts, model=model)
         runtimes.append((name, graph, suffix, runtime))
     questions = make_questions(

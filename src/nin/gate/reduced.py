@@ -20,7 +20,7 @@ from nin.export.artifact import read_artifact
 from nin.export.formats import FORMATS, float32_of
 from nin.gate.golden import Golden
 from nin.gate.questions import Questions
-from nin.gate.reference import Reference
+from nin.gate.reference import Reference, margins
 
 # A runtime may be off the quantised graph by this many times what rounding its ties otherwise does:
 # each moves an activation by a step, and those after it.
@@ -165,8 +165,7 @@ class Losses:
         """
         self.count = len(exact)
         found, right = logits.argmax(axis=1), exact.argmax(axis=1)
-        top = np.sort(exact, axis=1)
-        self.margins = top[:, -1] - top[:, -2]
+        self.margins = margins(exact)
         self.changed = np.flatnonzero(found != right)
         self.agreement = 1 - len(self.changed) / self.count
         self.largest_margin = MARGIN * float(exact.std())

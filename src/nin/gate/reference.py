@@ -88,6 +88,13 @@ def batch_for(model_input: "Preprocess", graph: Graph, pixels: NDArray[np.uint8]
     return images
 
 
+def margins(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    """How far the best logit of each image is ahead of the next, (N,)."""
+    top = np.sort(logits, axis=1)
+    ahead: NDArray[np.floating] = top[:, -1] - top[:, -2]
+    return ahead
+
+
 def _bytes_of_images(model: TrainedModel, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     preprocess = Preprocess(model.contract).double()
     image = preprocess(torch.tensor(pixels)) * preprocess.std + preprocess.mean

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from nin.contract import Contract, Graph, Outputs
 from nin.errors import CheckError, InputError, first_line
-from nin.export.artifact import Metadata, read_artifact, read_manifest
+from nin.export.artifact import Metadata, read_artifact, read_manifest, suffix_of
 from nin.export.formats import INT8_ONNX, ONNX, TORCHSCRIPT, format_of
 from nin.gate.parity import Row, check_parity
 from nin.gate.questions import Questions, quick_plan
@@ -83,6 +84,11 @@ def check_releases(
 
     Raises InputError for an unknown release, or one whose packages can't be installed.
     """
+
+    @cache
+    def questions_for(graph: Graph, suffix: str) -> Questions:
+        return questions_of_file(questions, graph, suffix, artifacts)
+
     rows = []
     listed = read_manifest(artifacts)
     for name in names:
@@ -94,7 +100,8 @@ def check_releases(
             for graph in contract.graphs.values():
                 path = artifacts / f"{graph.name}{fmt.suffix}"
                 if fmt.precision == "float32" or path.name in listed:
-                    rows.append(_check(runtime, python, path, graph, questions))
+                    own = questions_for(graph, fmt.suffix)
+                    rows.append(_check(runtime, python, path, graph, own))
     return rows
 
 
@@ -105,9 +112,8 @@ def _check(runtime: str, python: Path, path: Path, graph: Graph, questions: Ques
         reason = f"it can't be loaded: {first_line(error)}"
         return Row(runtime, graph.name, 0, {}, failures=[reason])
     try:
-        suffix = path.name[path.name.index(".") :]
-        questions = questions_of_file(questions, graph, suffix, path.parent)
-        return check_parity(runtime, loaded, graph, questions, quick_plan(graph.max_batch), suffix)
+        plan = quick_plan(graph.max_batch)
+        return check_parity(runtime, loaded, graph, questions, plan, suffix_of(path.name))
     finally:
         loaded.close()
 

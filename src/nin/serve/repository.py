@@ -15,7 +15,7 @@ from pathlib import Path
 from google.protobuf.text_format import ParseError
 from tqdm import tqdm
 
-from nin.contract import ENCODED_IMAGE, Contract, Model
+from nin.contract import ENCODED_IMAGE, Contract, Model, served_file
 from nin.errors import CheckError, InputError
 from nin.export.artifact import (
     MANIFEST,
@@ -371,7 +371,7 @@ def _artifact_name(folder: Path) -> str | None:
     """The file that a version's folder holds, or should; None where it holds no artifact."""
     manifest = folder / MANIFEST
     listed = manifest.read_bytes() if manifest.is_file() else b""
-    names = {f"model.{suffix.rpartition('.')[2]}" for suffix in FORMATS}
+    names = set(map(served_file, FORMATS))
     found = (n for n in names if (folder / n).is_file() or f'"{n}"'.encode() in listed)
     return next(found, None)
 

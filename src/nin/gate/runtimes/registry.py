@@ -80,6 +80,11 @@ def suffixes_of(name: str) -> tuple[str, ...]:
     return kind.suffixes if kind else ()
 
 
+def runtime_of(suffix: str) -> str:
+    """The first runtime of this process that loads such a file."""
+    return next(name for name, kind in _KINDS.items() if suffix in kind.suffixes)
+
+
 def open_runtime(
     name: str,
     graph: Graph,
