@@ -169,8 +169,13 @@ def resnet18_artifacts(resnet18: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def lenet(lenet_folder: Path) -> Contract:
-    return load_contract(lenet_folder)
+def lenet_model(lenet_folder: Path) -> TrainedModel:
+    return load_model(lenet_folder)
+
+
+@pytest.fixture(scope="session")
+def lenet(lenet_model: TrainedModel) -> Contract:
+    return lenet_model.contract
 
 
 @pytest.fixture(scope="session")
@@ -182,13 +187,15 @@ def lenet_artifacts(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def pt2_packages(lenet: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pt2_packages(
+    lenet: Contract, lenet_model: TrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The small model's network in float32 and its classifier in int8: lenet, small.int8."""
     with made_once(tmp_path_factory, "pt2_packages") as (folder, filled):
         if not filled:
-            model = load_model(lenet.folder)
             for graph, int8 in ((lenet.network_graph, False), (lenet.classifier_graph, True)):
-                data = package(model, graph, compile_graph(model, graph, int8=int8))
+                program = compile_graph(lenet_model, graph, int8=int8)
+                data = package(lenet_model, graph, program)
                 (folder / f"{graph.name}{'.int8' * int8}.pt2").write_bytes(data)
     return folder
 
@@ -198,9 +205,10 @@ def lenet_repository(
     lenet: Contract, lenet_artifacts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A model repository with its version 1; tests that change it make their own."""
-    folder = tmp_path_factory.mktemp("repository") / "model_repository"
-    publish(lenet, lenet_artifacts, folder)
-    return folder
+    with made_once(tmp_path_factory, "lenet_repository") as (folder, filled):
+        if not filled:
+            publish(lenet, lenet_artifacts, folder / "model_repository")
+    return folder / "model_repository"
 
 
 def export_all(model: Path, folder: Path) -> None:
@@ -219,9 +227,10 @@ def repository(
     artifacts: Path, contract: Contract, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A model repository with version 1 of everything; tests that change it make their own."""
-    folder = tmp_path_factory.mktemp("repository") / "model_repository"
-    publish(contract, artifacts, folder)
-    return folder
+    with made_once(tmp_path_factory, "repository") as (folder, filled):
+        if not filled:
+            publish(contract, artifacts, folder / "model_repository")
+    return folder / "model_repository"
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nin  # noqa: F401
-from nin.contract import load_contract
+from nin.contract import Int8, load_contract
 from nin.errors import InputError
 from nin.paths import NIN, ROOT
 from tests.models import CONTRACT, ODD_LABELS, RESNET18
@@ -116,6 +116,7 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     }
     assert contract.samples.kind == "folder"
     assert contract.calibration is None
+    assert contract.int8 == Int8(accuracy_loss=0.001, agreement=0.995, margin=0.5)
     assert (contract.triton.max_batch, contract.triton.preferred_batch) == (64, 16)
     assert contract.decoder.name == "mine_decode"
 
@@ -184,6 +185,9 @@ def test_mistakes_in_the_labels(tmp_path: Path, labels: str | bytes, message: st
         ("[samples]", "[files]\nshorter_side = 9\n[samples]", 'none without resize = "crop"'),
         ("[samples]", '[files]\nfilter = "box"\n[samples]', 'expected "bicubic" or "bilinear"'),
         ("[samples]", "[files]\nsize = 9\n[samples]", "files.size is unknown; known here are"),
+        ("[samples]", "[int8]\nagreement = 99.5\n[samples]", "int8.agreement is 99.5, expected a"),
+        ("[samples]", "[int8]\nmargin = nan\n[samples]", "int8.margin is nan, expected a number"),
+        ("[samples]", "[int8]\nmargin = true\n[samples]", "int8.margin is True, expected a numb"),
         ("[samples]", "[triton]\nmax_batch = 0\n[samples]", "triton.max_batch is 0, expected"),
         ("[samples]", "[triton]\nmax_batch = 2000\n[samples]", "from 1 to 1024"),
         (

@@ -27,7 +27,6 @@ from nin.errors import InputError, ServerError
 from nin.export.onnx_file import DEFAULT_OPSET
 from nin.paths import NIN, ROOT
 from nin.releases import DEPLOYED, TRITON_RELEASES
-from nin.serve.repository import publish
 from nin.serve.server import PORTS, Server, serve
 
 # The newest version of Kubernetes whose schemas are in kubernetes-validate 1.37.0.
@@ -573,14 +572,13 @@ def test_what_applications_need_is_open_and_the_key_opens_the_rest(
 
 
 def test_after_a_failed_load_the_readiness_probe_tells_the_truth(
-    embedded: None, artifacts: Path, tmp_path: Path, pixels: np.ndarray
+    embedded: None, repository: Path, tmp_path: Path, pixels: np.ndarray
 ) -> None:
     """/v2/health/ready stays 400 though the version before serves; the models say that they do."""
-    repository = tmp_path / "model_repository"
-    publish(CONTRACT, artifacts, repository)
+    repository = Path(shutil.copytree(repository, tmp_path / "own"))
     with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server, Client(server.http) as client:
         assert all(asked(probe, server) == 0 for probe in readiness_probes())
-        publish(CONTRACT, artifacts, repository)
+        (repository / CLASSIFIER / "2").mkdir()
         (repository / CLASSIFIER / "2" / "model.onnx").write_bytes(b"no model")
         with pytest.raises(InputError, match="load failed"):
             client.load(CLASSIFIER)

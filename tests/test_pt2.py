@@ -3,7 +3,9 @@
 import io
 import json
 import pickletools
+import re
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +30,11 @@ from nin.export.pt2_file import (
 )
 from nin.gate.golden import Golden, replay
 from nin.gate.runtimes.pt2 import Pt2Runtime
-from nin.network.build import TrainedModel, load_model
+from nin.network.build import TrainedModel
 from nin.paths import ROOT
 from tests.packages import compile_graph, package, samples_of, with_text
 
 KINDS = ("lenet.pt2", "small.int8.pt2")  # the network in float32, the classifier in int8
-
-
-@pytest.fixture(scope="module")
-def lenet_model(lenet_folder: Path) -> TrainedModel:
-    return load_model(lenet_folder)
 
 
 def golden_of(data: bytes) -> Golden:
@@ -162,6 +159,37 @@ def read_program(data: bytes) -> Pt2Program:
         pt2_file.import_quantizer()  # registers the operators
         quantised = torch.export.load(io.BytesIO(pt2_file._without_machine_code(data)))
     return Pt2Program(read_package(data).instruction_set, libraries, quantised)
+
+
+def faults_of(data: bytes, model: TrainedModel) -> list[str]:
+    graph = model.contract.classifier_graph
+    example = torch.tensor(samples_of(model)[:2])
+    return pt2_file.weight_faults(data, model.module(graph), example, graph)
+
+
+def test_weights_are_those_of_the_network(lenet_model: TrainedModel, pt2_packages: Path) -> None:
+    """With its batch norm folded; a package of another network, or of changed weights, isn't."""
+    data = (pt2_packages / "small.int8.pt2").read_bytes()
+    assert faults_of(data, lenet_model) == []
+    network: Any = deepcopy(lenet_model.network)
+    network.features[0].bias.data[0] += 0.1
+    network.features[3].weight.data[2] *= 1.02
+    [bias, weight] = faults_of(data, replace(lenet_model, network=network))
+    assert bias == "weights: the bias of conv2d is another than the network's"
+    assert re.match(r"weights: conv2d_1 is off by 1\.\d+ steps of its channel, .* a wrong", weight)
+
+
+def test_small_weights_keep_their_steps(lenet_model: TrainedModel) -> None:
+    """torchao's least step is 2**-12: below it, whole channels became zeros."""
+    network: Any = deepcopy(lenet_model.network)
+    network.features[0].weight.data *= 1e-3
+    model = replace(lenet_model, network=network)
+    graph = model.contract.classifier_graph
+    pixels = torch.tensor(samples_of(model))
+    quantised = pt2_file._quantise(model.module(graph), pixels[:2], graph, pixels)
+    [first, *_] = pt2_file._layers(quantised.module())
+    assert first.weight.codes is not None
+    assert np.abs(first.weight.codes).max(axis=(1, 2, 3)).tolist() == [64] * 6
 
 
 # Bad input

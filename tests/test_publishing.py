@@ -602,23 +602,6 @@ def test_a_model_without_a_configuration_gets_it(
     assert "small_decode" in model_names(own)
 
 
-def test_openvino_is_served_once_it_was_asked_for(
-    script: Script, artifacts: Path, tmp_path: Path
-) -> None:
-    """In a repository of the built-in model, whose int8 file both backends get."""
-    repository = tmp_path / "model_repository"
-    options = ("--artifacts", artifacts, "--repository", repository, "--unproven")
-    assert script(PUBLISH, *options).code == 0
-    assert not (repository / "fashion_mnist_openvino").exists()
-    assert script(PUBLISH, *options, "--openvino").code == 0
-    assert script(PUBLISH, *options).code == 0
-    files = [
-        (repository / name / "3" / "model.onnx").read_bytes()
-        for name in ("fashion_mnist_int8", "fashion_mnist_openvino")
-    ]
-    assert files[0] == files[1] == (artifacts / "fashion_mnist.int8.onnx").read_bytes()
-
-
 def test_openvino_needs_a_model_that_is_calibrated(
     script: Script, lenet: Contract, own: Path
 ) -> None:

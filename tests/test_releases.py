@@ -12,7 +12,7 @@ from nin.errors import CheckError, InputError
 from nin.gate.parity import check_parity
 from nin.gate.questions import Questions, make_questions, quick_plan
 from nin.gate.releases import ReleaseRuntime, check_releases, install, requirements_of
-from nin.network.build import load_model
+from nin.network.build import TrainedModel
 from nin.releases import TritonRelease, triton_release
 from nin.samples import open_samples
 from tests.conftest import Script, vouch
@@ -21,9 +21,9 @@ HERE = Path(sys.executable)
 
 
 @pytest.fixture(scope="module")
-def questions(lenet: Contract) -> Questions:
-    samples = open_samples(lenet, None)
-    return make_questions(load_model(lenet.folder), samples, count=len(samples), seed=0)
+def questions(lenet_model: TrainedModel) -> Questions:
+    samples = open_samples(lenet_model.contract, None)
+    return make_questions(lenet_model, samples, count=len(samples), seed=0)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt"])
@@ -50,7 +50,7 @@ def test_what_fails_there_is_told(lenet: Contract, lenet_artifacts: Path, suffix
 
 
 def test_a_release_that_can_not_load_an_export_closes_the_gate(
-    lenet: Contract,
+    lenet_model: TrainedModel,
     lenet_artifacts: Path,
     questions: Questions,
     monkeypatch: pytest.MonkeyPatch,
@@ -58,7 +58,7 @@ def test_a_release_that_can_not_load_an_export_closes_the_gate(
     """Its Python has neither package here."""
     bare = HERE.resolve()  # without this environment's packages
     monkeypatch.setattr("nin.gate.releases.install", lambda *_: bare)
-    rows = check_releases(["24.10"], lenet, lenet_artifacts, questions)
+    rows = check_releases(["24.10"], lenet_model, lenet_artifacts, questions)
     assert [row.runtime for row in rows] == ["24.10: onnxruntime 1.19.2"] * 2 + [
         "24.10: torch 2.5"
     ] * 2

@@ -94,6 +94,15 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Int8:
+    """What quantising may cost on the samples; the gate allows few samples more."""
+
+    accuracy_loss: float  # of all samples, the share that are right no more
+    agreement: float  # of all samples, the share that keep their class
+    margin: float  # no sample may change that is further ahead, in standard deviations of logits
+
+
+@dataclass(frozen=True)
 class Network:
     """How to build the network: FILE.py:NAME in the model's folder, or MODULE:NAME."""
 
@@ -189,6 +198,7 @@ class Contract:
     files: Files
     samples: Samples
     calibration: Samples | None  # of int8, which is served where it is given
+    int8: Int8
     triton: Triton
     openvino: bool = False  # whether int8 is served by that backend too, which not every server has
 
@@ -307,6 +317,7 @@ def _read(folder: Path, top: "_Table") -> Contract:
         calibration=(
             _read_samples(folder, top.table("calibration")) if top.has("calibration") else None
         ),
+        int8=_read_int8(top.table("int8", optional=True)),
         triton=triton,
     )
     names = [model.name for model in contract.models]
@@ -431,6 +442,16 @@ def _read_samples(folder: Path, table: "_Table") -> Samples:
     return samples
 
 
+def _read_int8(table: "_Table") -> Int8:
+    int8 = Int8(
+        accuracy_loss=table.number("accuracy_loss", 0.001, most=1),
+        agreement=table.number("agreement", 0.995, most=1),
+        margin=table.number("margin", 0.5, most=10),
+    )
+    table.refuse_unknown()
+    return int8
+
+
 def _read_triton(table: "_Table", name: str) -> Triton:
     max_batch = table.integer("max_batch", 64, most=_LARGEST_BATCH)
     triton = Triton(
@@ -494,6 +515,13 @@ class _Table:
             self.fail(key, value, f"a whole number from {least} to {most}")
         return int(value)
 
+    def number(self, key: str, default: float, *, most: float) -> float:
+        """From 0 to `most`."""
+        value = self._take(key, default, (int, float), "a number")
+        if not 0 <= value <= most:
+            self.fail(key, value, f"a number from 0 to {most}")
+        return float(value)
+
     def numbers(self, key: str, count: int, default: float) -> tuple[float, ...]:
         """`count` finite numbers."""
         values = self._take(key, [default] * count, list, f"a list of {count} numbers")
@@ -516,13 +544,13 @@ class _Table:
             known = ", ".join(dict.fromkeys(self._known))
             raise InputError(f"{self._where(unknown[0])} is unknown; known here are {known}")
 
-    def _take(self, key: str, default: Any, kind: type, expected: str) -> Any:
+    def _take(self, key: str, default: Any, kind: type | tuple[type, ...], expected: str) -> Any:
         if not self.has(key):
             if default is _REQUIRED:
                 raise InputError(f"{self._where(key)} is missing, expected {expected}")
             return default
         value = self._values[key]
-        if type(value) is not kind:  # a bool is an int to isinstance
+        if isinstance(value, bool) or not isinstance(value, kind):  # a bool is an int
             self.fail(key, value, expected)
         return value
 

@@ -127,7 +127,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.images is not None and args.images >= len(samples):
         args.images = None  # so that the report doesn't promise more than there are
     if args.releases:
-        verify_releases(args, contract, samples)
+        verify_releases(args, samples)
         return
     every = args.runtimes is None
     args.runtimes = args.runtimes or (*available_runtimes(), *available_servers())
@@ -150,7 +150,7 @@ def execute(args: argparse.Namespace) -> None:
     def questions_for(graph: Graph, suffix: str | None) -> Questions:
         if graph == contract.ensemble.graph:
             return as_files(questions, model)
-        return questions_of_file(questions, graph, suffix, args.artifacts)
+        return questions_of_file(questions, graph, suffix, args.artifacts, model)
 
     def check(row: Asked, runtime: Runtime) -> Row:
         assert row.plan is not None
@@ -169,12 +169,13 @@ def execute(args: argparse.Namespace) -> None:
     print("The gate is open: every runtime answers like the trained network.")
 
 
-def verify_releases(args: argparse.Namespace, contract: Contract, samples: SampleSet) -> None:
+def verify_releases(args: argparse.Namespace, samples: SampleSet) -> None:
     """The same rules in what releases of Triton carry, with only a few batch sizes."""
     for name in args.releases:
         triton_release(name)  # unknown ones end it now
-    questions = questions_of(args, load_model(args.model, args.weights), samples)
-    rows = check_releases(args.releases, contract, args.artifacts, questions)
+    model = load_model(args.model, args.weights)
+    questions = questions_of(args, model, samples)
+    rows = check_releases(args.releases, model, args.artifacts, questions)
     print(table(HEADER, table_rows(rows)))
     require_open(rows)
     print("Every release answers like the trained network.")

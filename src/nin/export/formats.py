@@ -29,7 +29,7 @@ class Format:
     open: Callable[[bytes, Graph], Runtime]
     versions: Callable[[], dict[str, str]]
     unfused: Callable[[bytes, Graph], tuple[Run, ...]] | None = None  # of int8: see `ort.unfused`
-    weight_faults: Callable[[bytes, bytes], list[str]] | None = None  # of int8 and float32 files
+    weight_faults: Callable[..., list[str]] | None = None  # of int8: bytes, module, example, graph
     all_graphs: bool = True  # by default; else the classifier alone, which is what is deployed
     opset: int | None = None
     ir_version: int | None = None
@@ -88,6 +88,7 @@ INT8_PT2 = replace(
     suffix=".int8.pt2",
     versions=pt2_file.int8_exporter_versions,
     unfused=pt2_file.unfused_pt2,
+    weight_faults=pt2_file.weight_faults,
 )
 
 FORMATS = {fmt.suffix: fmt for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT, PT2, INT8_PT2)}
@@ -96,8 +97,3 @@ FORMATS = {fmt.suffix: fmt for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT, PT2, INT8_P
 def format_of(name: str) -> Format:
     """The format of a file by its name, GRAPH.SUFFIX."""
     return FORMATS[suffix_of(name)]
-
-
-def float32_of(fmt: Format) -> Format:
-    """The format of the file that an int8 file was made beside."""
-    return next(f for f in FORMATS.values() if f.name == fmt.name and f.precision == "float32")

@@ -7,7 +7,6 @@ weights keep 7 bits: 255 * 64 * 2 fits the 16 bits in which CPUs without VNNI ad
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,14 +24,11 @@ from torch import nn
 from nin.contract import Graph
 from nin.errors import InputError, first_line
 from nin.export import onnx_file
+from nin.export.int8_layers import Constant, Layer, layer_faults
 from nin.export.onnx_file import DEFAULT_OPSET, check_onnx, compile_onnx
 
 _BATCH = 16
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # their second input is a weight
-
-_MOST_CODE = 64  # of 7 bits
-_HALF_STEP = 0.51
-_TINY = 1e-12  # the step of a channel of zeros
 
 
 def compile_int8_onnx(
@@ -110,25 +106,6 @@ class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {self._name: batch}
 
 
-@dataclass(frozen=True)
-class Constant:
-    """Values in float32; where they are quantised, their integers and the step between two."""
-
-    values: NDArray[np.float32]
-    codes: NDArray[np.integer] | None = None
-    step: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The constants of a convolution or linear layer."""
-
-    name: str
-    weight: Constant
-    axis: int  # of the weight's output channels
-    bias: Constant | None
-
-
 def layers(model: onnx.ModelProto) -> list[Layer]:
     """The layers with constant weights, in the graph's order, whether quantised or not."""
     constants = {t.name: t for t in model.graph.initializer}
@@ -162,44 +139,14 @@ def layers(model: onnx.ModelProto) -> list[Layer]:
     return found
 
 
-def weight_faults(int8: bytes, float32: bytes) -> list[str]:
-    """What is wrong with the constants of a quantised file, held against the file it came from."""
-    model = onnx.load_from_string(int8)
-    found = layers(model)
-    exact = layers(prepared(onnx.load_from_string(float32)))
-    shapes, right = ([layer.weight.values.shape for layer in both] for both in (found, exact))
-    if shapes != right:
-        return [f"weights: its layers are not those of the float32 file, {len(exact)} of them"]
-    faults = [fault for pair in zip(found, exact, strict=True) for fault in _layer_faults(*pair)]
-    return faults + [
+def weight_faults(data: bytes, module: nn.Module, example: torch.Tensor, graph: Graph) -> list[str]:
+    """What is wrong with the constants of a quantised file, held against `module`'s."""
+    model = onnx.load_from_string(data)
+    exact = prepared(compile_onnx(module, example, graph))
+    return layer_faults(layers(model), layers(exact)) + [
         f"scales: {name} is written by one scale and read by another"
         for name in _uneven_pairs(model)
     ]
-
-
-def _layer_faults(layer: Layer, exact: Layer) -> Iterator[str]:
-    """Each weight is within half a step of 7 bits of its own channel's range, and codes are in it.
-
-    A bias is within half a step of its own.
-    """
-    weight, right = layer.weight, exact.weight.values
-    if weight.codes is None:
-        return
-    if np.abs(weight.codes.astype(int)).max() > _MOST_CODE:
-        yield f"weights: {layer.name} has codes beyond 7 bits, which saturate on some CPUs"
-    others = tuple(axis for axis in range(right.ndim) if axis != exact.axis)
-    step = np.abs(right).max(axis=others, keepdims=True) / _MOST_CODE
-    off = float((np.abs(weight.values - right) / np.maximum(step, _TINY)).max())
-    if not off <= _HALF_STEP:
-        yield (
-            f"weights: {layer.name} is off by {off:.2f} steps of its channel, allowed is "
-            f"{_HALF_STEP}: a wrong scale, or one for all channels"
-        )
-    bias = layer.bias
-    if bias is not None and bias.step is not None and exact.bias is not None:
-        off = float((np.abs(bias.values - exact.bias.values) / bias.step).max())
-        if not off <= _HALF_STEP:
-            yield f"weights: the bias of {layer.name} is another than the float32 file's"
 
 
 def _uneven_pairs(model: onnx.ModelProto) -> list[str]:

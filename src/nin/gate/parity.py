@@ -294,7 +294,8 @@ def check_losses(answers: Answers, questions: Questions, row: Row) -> Iterator[s
     right = questions.reference.outputs["logits"][answers.images]
     yield from check_scale(logits, right, questions.mean_budget)
     exact = questions.exact.outputs["logits"][: questions.samples]
-    losses = Losses(answers.logits_of(questions.samples), exact, questions.classes)
+    found = answers.logits_of(questions.samples)
+    losses = Losses(found, exact, questions.classes, questions.int8)
     row.agreement, row.accuracy_loss = losses.agreement, losses.accuracy_loss
     row.standard_error = losses.standard_error
     row.changed = [f"{questions.names[i]} ({losses.margins[i]:.2f})" for i in losses.changed]

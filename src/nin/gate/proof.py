@@ -83,7 +83,7 @@ def _pass_quick_gate(
             name,
             runtime,
             graph,
-            questions_of_file(questions, graph, suffix, artifacts),
+            questions_of_file(questions, graph, suffix, artifacts, model),
             quick_plan(graph.max_batch),
             suffix,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.contract import Graph
+from nin.contract import Graph, Int8
 from nin.decoder import decode
 from nin.gate.golden import GOLDEN_IMAGES, Golden
 from nin.gate.reference import Reference, batch_for, compute_golden, compute_reference
@@ -36,6 +36,7 @@ class Questions:
     weights_sha256: str
     seed: int
     preprocess: Preprocess
+    int8: Int8  # what that may cost
     pictures: NDArray[np.uint8] | None = None  # the files' pixels before they are decoded
     exact: Reference | None = (
         None  # of int8, where `reference` is the quantised graph's: the network's
@@ -88,6 +89,7 @@ def make_questions(model: TrainedModel, samples: SampleSet, *, count: int, seed:
         weights_sha256=model.weights_sha256,
         seed=seed,
         preprocess=Preprocess(model.contract),
+        int8=model.contract.int8,
     )
 
 

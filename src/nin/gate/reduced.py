@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nin.contract import Graph, Outputs, Run
+from nin.contract import Graph, Int8, Outputs, Run
 from nin.export.artifact import read_artifact
-from nin.export.formats import FORMATS, float32_of
+from nin.export.formats import FORMATS
 from nin.gate.golden import Golden
 from nin.gate.questions import Questions
 from nin.gate.reference import Reference, margins
+from nin.network.build import TrainedModel
 
 # A runtime may be off the quantised graph by this many times what rounding its ties otherwise does:
 # each moves an activation by a step, and those after it.
@@ -37,11 +39,6 @@ _MEAN = 1 / 8
 # The logits of a runtime are those of the quantised graph times a number this near to 1.
 _SCALE_ERROR = 0.005
 
-# What quantising may cost.
-ACCURACY_LOSS = 0.001
-AGREEMENT = 0.995
-MARGIN = 0.5  # of the standard deviation of the logits: no image with a larger one may change
-
 # Of fewer samples than these the shares are known less well: by so many standard errors.
 _MANY = 10_000
 _STANDARD_ERRORS = 3
@@ -57,24 +54,22 @@ def quantised_golden(runs: tuple[Run, ...], graph: Graph, golden: Golden) -> Gol
 
 
 def questions_of_file(
-    questions: Questions, graph: Graph, suffix: str | None, artifacts: Path
+    questions: Questions, graph: Graph, suffix: str | None, artifacts: Path, model: TrainedModel
 ) -> Questions:
     """The questions for the runtimes of a file: of int8 the right answers are the file's own.
 
     Args:
         suffix: None where no file is run.
 
-    Raises:
-        InputError: the file isn't there, or no float32 file to hold its weights against.
+    Raises InputError where the file isn't there.
     """
     fmt = FORMATS[suffix] if suffix else None
     if fmt is None or fmt.unfused is None:
         return questions
+    assert fmt.weight_faults is not None
     data = read_artifact(artifacts, f"{graph.name}{suffix}")
-    faults: list[str] = []
-    if fmt.weight_faults:
-        float32 = read_artifact(artifacts, f"{graph.name}{float32_of(fmt).suffix}")
-        faults = fmt.weight_faults(data, float32)
+    example = torch.tensor(questions.batch(graph, np.arange(2)))
+    faults = fmt.weight_faults(data, model.module(graph), example, graph)
     return quantised_questions(fmt.unfused(data, graph), graph, questions, faults)
 
 
@@ -157,6 +152,7 @@ class Losses:
         logits: NDArray[np.floating],
         exact: NDArray[np.floating],
         classes: NDArray[np.int64] | None,
+        allowed: Int8,
     ) -> None:
         """
         Args:
@@ -168,17 +164,17 @@ class Losses:
         self.margins = margins(exact)
         self.changed = np.flatnonzero(found != right)
         self.agreement = 1 - len(self.changed) / self.count
-        self.largest_margin = MARGIN * float(exact.std())
+        self.largest_margin = allowed.margin * float(exact.std())
         # widened by what so few samples leave open
-        spread = np.sqrt(AGREEMENT * (1 - AGREEMENT))
-        self.least_agreement = AGREEMENT - self._slack(spread)
+        spread = np.sqrt(allowed.agreement * (1 - allowed.agreement))
+        self.least_agreement = allowed.agreement - self._slack(spread)
         self.accuracy_loss: float | None = None
         self.standard_error: float | None = None
         if classes is not None:
             lost = (right == classes).astype(float) - (found == classes)
             self.accuracy_loss = float(lost.mean())
             self.standard_error = float(lost.std() / np.sqrt(self.count))
-            self.largest_loss = ACCURACY_LOSS + self._slack(float(lost.std()))
+            self.largest_loss = allowed.accuracy_loss + self._slack(float(lost.std()))
 
     def _slack(self, deviation: float) -> float:
         few = self.count < _MANY

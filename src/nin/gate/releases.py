@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nin.contract import Contract, Graph, Outputs
+from nin.contract import Graph, Outputs
 from nin.errors import CheckError, InputError, first_line
 from nin.export.artifact import Metadata, read_artifact, read_manifest, suffix_of
 from nin.export.formats import INT8_ONNX, ONNX, TORCHSCRIPT, format_of
@@ -23,6 +23,7 @@ from nin.gate.questions import Questions, quick_plan
 from nin.gate.reduced import questions_of_file
 from nin.gate.runtimes import release_runner
 from nin.gate.runtimes.release_runner import receive, send
+from nin.network.build import TrainedModel
 from nin.paths import ROOT
 from nin.releases import TritonRelease, triton_release
 from nin.terminal import short
@@ -78,7 +79,7 @@ class ReleaseRuntime:
 
 
 def check_releases(
-    names: list[str], contract: Contract, artifacts: Path, questions: Questions
+    names: list[str], model: TrainedModel, artifacts: Path, questions: Questions
 ) -> list[Row]:
     """One row for each release, graph and format.
 
@@ -87,7 +88,7 @@ def check_releases(
 
     @cache
     def questions_for(graph: Graph, suffix: str) -> Questions:
-        return questions_of_file(questions, graph, suffix, artifacts)
+        return questions_of_file(questions, graph, suffix, artifacts, model)
 
     rows = []
     listed = read_manifest(artifacts)
@@ -97,7 +98,7 @@ def check_releases(
         for fmt in (ONNX, INT8_ONNX, TORCHSCRIPT):
             package = "torch" if fmt == TORCHSCRIPT else "onnxruntime"
             runtime = f"{name}: {package} {getattr(release, package)}"
-            for graph in contract.graphs.values():
+            for graph in model.contract.graphs.values():
                 path = artifacts / f"{graph.name}{fmt.suffix}"
                 if fmt.precision == "float32" or path.name in listed:
                     own = questions_for(graph, fmt.suffix)
