@@ -124,6 +124,8 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
 def test_labels_may_be_any_text(tmp_path: Path) -> None:
     text = "\ufeff" + "\r\n".join(ODD_LABELS) + "\r\n"
     assert load_contract(write(tmp_path, MINIMAL, text)).labels == ODD_LABELS
+    joined = ("نیم\u200cبوت", "👩\u200d🔬", "毛\u3000衣", "pull\u00a0over")  # not isprintable()
+    assert load_contract(write(tmp_path, MINIMAL, "\n".join(joined))).labels == joined
     many = [f"class {i}" for i in range(100_000)]
     assert len(load_contract(write(tmp_path, MINIMAL, "\n".join(many))).labels) == 100_000
 

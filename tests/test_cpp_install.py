@@ -62,7 +62,9 @@ def test_another_project_uses_it(
     assert f"libtorch_cpu.so => {home}/lib/libtorch_cpu.so" in libraries
     ended = subprocess.run([build / "embed", "none.pt", picture], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: no model file at none.pt; export one by `make export`\n"
+    assert (
+        ended.stderr == "error: no model file at none.pt; export one by `nin export torchscript`\n"
+    )
 
 
 def test_the_client_of_a_server_needs_no_libtorch(installed: Path, tmp_path: Path) -> None:

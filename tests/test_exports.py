@@ -196,6 +196,11 @@ def test_torchscript_for_a_release_says_its_torch(
     options = ("--model", lenet_folder, "--output", tmp_path, "--target-triton", "24.10")
     out = script(SCRIPTS["pt"], *options).out
     assert "small.pt: Triton 24.10 carries torch 2.5, which has all its operators" in out
+    out = script(SCRIPTS["pt"], *options[:-1], "25.07").out
+    assert "small.pt: which torch Triton 25.07 carries isn't known" in out
+    ended = script("export/to_pt2.py", *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert "--target-triton is for what Triton serves; pt2 isn't" in ended.err
 
 
 def test_operators_that_an_older_torch_lacks_are_named(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def test_builds_and_fills_in_the_weights(write: Write) -> None:
     torch.testing.assert_close(model.network(image), expected)
 
 
+def test_lazy_layers_get_their_shapes_from_the_contract(write: Write) -> None:
+    """As the networks of Dive into Deep Learning have them."""
+    code = CODE.format(line="return logits")
+    folder = write(code.replace("nn.Linear(24, 3)", "nn.LazyLinear(3)"))
+    assert "Lazy" in (folder / "net.py").read_text()
+    assert load_model(folder).network(torch.zeros(2, 1, 4, 6)).shape == (2, 3)
+
+
 def test_other_weights_than_those_of_the_contract(write: Write, tmp_path: Path) -> None:
     folder = write(CODE.format(line="return logits"))
     path = tmp_path / "other.pt"

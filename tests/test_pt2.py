@@ -295,8 +295,8 @@ class Branching(nn.Module):
     ("module", "int8", "reason"),
     [
         (Nothing(), True, "small has no convolution and no linear layer .*export it in float32"),
-        (Branching(), False, "small can't be exported by torch.export: .*; TorchScript may do"),
-        (Branching(), True, "small can't be exported by torch.export: .*; TorchScript may do"),
+        (Branching(), False, "small can't be exported by torch.export: .*; try TorchScript"),
+        (Branching(), True, "small can't be exported by torch.export: .*; try TorchScript"),
     ],
 )
 def test_a_module_that_can_not_be_compiled(

@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 void check_file(const fs::path& model) {
   std::error_code ignored;
   if (!fs::exists(model, ignored)) {
-    throw Error("no model file at " + model.string() + "; export one by `make export`");
+    throw Error("no model file at " + model.string() + "; export one by `nin export torchscript`");
   }
   if (!fs::is_regular_file(model, ignored)) throw Error(model.string() + " is not a file");
   if (!std::ifstream(model)) throw Error("can't read " + model.string());

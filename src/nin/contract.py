@@ -6,6 +6,7 @@ Every name, shape, dtype and label of a model comes from here; docs/models.md ex
 import math
 import re
 import tomllib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ Outputs = dict[str, NDArray[Any]]  # by output name, each (N, classes)
 Run = Callable[[NDArray[Any]], Outputs]
 
 _MOST_CLASSES = 100_000
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of others, ends of lines
 _LARGEST_SIDE = 16_384
 _MOST_PIXELS = 50_000_000  # what nin.decoder decodes
 _LARGEST_BATCH = 1_024
@@ -97,9 +99,9 @@ class Samples:
 class Int8:
     """What quantising may cost on the samples; the gate allows few samples more."""
 
-    accuracy_loss: float  # of all samples, the share that are right no more
-    agreement: float  # of all samples, the share that keep their class
-    margin: float  # no sample may change that is further ahead, in standard deviations of logits
+    accuracy_loss: float  # by how much the accuracy may fall
+    agreement: float  # the least share of the samples that keep their class
+    margin: float  # the largest one of a sample that changes, in standard deviations of the logits
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     for number, label in enumerate(labels, 1):
         if not label:
             raise InputError(f"{path}, line {number}: empty, expected the name of a class")
-        if not label.isprintable():
+        if any(unicodedata.category(character) in _UNPRINTABLE for character in label):
             raise InputError(f"{path}, line {number}: {label!r} has characters that don't print")
         if (first := lines.setdefault(label, number)) != number:
             raise InputError(

@@ -18,6 +18,8 @@ class TritonRelease:
     ir_version: int  # likewise
 
 
+UNKNOWN = "unknown"  # what a release carries, where nothing says it
+
 TRITON_RELEASES = {
     "24.04": TritonRelease("1.17.3", "2.3", 20, 9),
     "24.05": TritonRelease("1.18.0", "2.4", 21, 10),
@@ -34,7 +36,7 @@ TRITON_RELEASES = {
     "25.04": TritonRelease("1.21.0", "2.7", 22, 10),
     "25.05": TritonRelease("1.22.0", "2.8", 22, 10),
     "25.06": TritonRelease("1.22.0", "2.8", 22, 10),
-    "25.07": TritonRelease("1.22.0", "unknown", 22, 10),
+    "25.07": TritonRelease("1.22.0", UNKNOWN, 22, 10),
     # an unreleased 1.23 that couldn't be measured: what 1.22 loads, it surely does
     "25.08": TritonRelease("1.23.0 preview", "2.8", 22, 10),
     "25.09": TritonRelease("1.23.0", "2.9", 23, 11),

@@ -20,7 +20,7 @@ from nin.export.formats import FORMATS, TORCHSCRIPT, Format
 from nin.export.onnx_file import DEFAULT_OPSET, OPSETS, choose_opset, ir_version
 from nin.export.operators import younger_operators
 from nin.network.build import load_model
-from nin.releases import triton_release
+from nin.releases import UNKNOWN, triton_release
 
 _FORMATS: dict[tuple[str, str], Format] = {(f.name, f.precision): f for f in FORMATS.values()}
 _NAMES, _PRECISIONS = (list(dict.fromkeys(values)) for values in zip(*_FORMATS, strict=True))
@@ -81,6 +81,8 @@ def _for_target(fmt: Format, args: argparse.Namespace) -> Format:
             raise InputError(f"--opset is ONNX's; {fmt.name} has none")
         if args.target_triton:
             triton_release(args.target_triton)  # unknown ones end it now
+            if fmt is not TORCHSCRIPT:
+                raise InputError(f"--target-triton is for what Triton serves; {fmt.name} isn't")
         return fmt
     opset = choose_opset(args.opset, args.target_triton)
     return replace(
@@ -100,7 +102,12 @@ def _graphs(contract: Contract, graph: str, fmt: Format) -> list[str]:
 def _say_what_is_younger(path: Path, target: str) -> None:
     torch = triton_release(target).torch
     younger = younger_operators(path, torch)
-    if younger:
+    if torch == UNKNOWN:
+        print(
+            f"{path.name}: which torch Triton {target} carries isn't known, so its operators "
+            "can't be checked; choose the release before or after it"
+        )
+    elif younger:
         listed = ", ".join(f"{name} (torch {since})" for name, since in younger.items())
         print(
             f"{path.name}: Triton {target} carries torch {torch}, which lacks {listed}; it may "

@@ -57,7 +57,7 @@ def print_started(folder: Path, started: Started) -> None:
     network = started.network
     print(
         f"The network takes {network.channels}x{network.height}x{network.width} (channels x "
-        f"height x width) and tells {network.classes} classes apart."
+        f"height x width) and has {network.classes} classes."
     )
     print("".join(f"{note}\n" for note in started.notes), end="")
     print(f"{folder} holds {', '.join(started.files)}.")

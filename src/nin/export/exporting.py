@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -53,23 +54,33 @@ def export_model(
     with locked(output):
         entries = _listed(output, force=force)
         paths = {model.contract.graphs[name]: output / f"{name}{fmt.suffix}" for name in graphs}
-        for path in paths.values():  # all of them before the first is replaced
+        for path in paths.values():
             _refuse_foreign(path, fmt, force=force)
-        for graph, path in paths.items():
-            golden = compute_golden(model, graph, first)
-            entries[path.name] = _export(path, graph, fmt, model, golden, calibration)
+        # all of them before the first is written
+        exports = {
+            path: _build(model, graph, fmt, compute_golden(model, graph, first), calibration)
+            for graph, path in paths.items()
+        }
+        for path, export in exports.items():
+            entries[path.name] = _write(path, fmt, export, model)
             # Until this is written, loaders refuse the new file: its digest isn't listed yet.
             write_manifest(output, entries)
 
 
-def _export(
-    path: Path,
-    graph: Graph,
-    fmt: Format,
-    model: TrainedModel,
-    golden: Golden,
-    calibration: Pixels | None,
-) -> Entry:
+@dataclass(frozen=True)
+class _Export:
+    """A file to be."""
+
+    graph: Graph
+    data: bytes
+    texts: dict[str, str]
+    versions: dict[str, str]
+    seconds: float
+
+
+def _build(
+    model: TrainedModel, graph: Graph, fmt: Format, golden: Golden, calibration: Pixels | None
+) -> _Export:
     start = time.perf_counter()
     module = model.module(graph)
     example = torch.tensor(golden.batch(graph)[:1]).repeat_interleave(2, dim=0)
@@ -81,30 +92,34 @@ def _export(
     else:
         program = fmt.compile(module, example, graph)
     versions = fmt.versions()
-    metadata = Metadata(
-        graph.describe(), model.contract.labels, golden, model.weights_sha256, versions
-    )
-    texts = metadata.to_texts()
+    labels = model.contract.labels
+    texts = Metadata(graph.describe(), labels, golden, model.weights_sha256, versions).to_texts()
     data = fmt.write(program, texts)
+    return _Export(graph, data, texts, versions, time.perf_counter() - start)
+
+
+def _write(path: Path, fmt: Format, export: _Export, model: TrainedModel) -> Entry:
+    start = time.perf_counter()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-        _prove(temporary, graph, fmt, texts)
+        temporary.write_bytes(export.data)
+        _prove(temporary, export.graph, fmt, export.texts)
     opset = f", opset {fmt.opset}, IR {fmt.ir_version}" if fmt.opset else ""
+    seconds = export.seconds + time.perf_counter() - start
     print(
-        f"{short(path)}: {len(data) / 1e6:.1f} MB{opset}, golden vectors replayed, "
-        f"{time.perf_counter() - start:.1f} s",
+        f"{short(path)}: {len(export.data) / 1e6:.1f} MB{opset}, golden vectors replayed, "
+        f"{seconds:.1f} s",
         flush=True,
     )
     return Entry(
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        graph=graph.name,
+        sha256=hashlib.sha256(export.data).hexdigest(),
+        size=len(export.data),
+        graph=export.graph.name,
         format=fmt.name,
         precision=fmt.precision,
         opset=fmt.opset,
         ir_version=fmt.ir_version,
         weights_sha256=model.weights_sha256,
-        versions=versions,
+        versions=export.versions,
     )
 
 

@@ -50,9 +50,7 @@ def layer_faults(layers: list[Layer], exact: list[Layer]) -> list[str]:
 
 def _faults(layer: Layer, exact: Layer) -> Iterator[str]:
     weight, right = layer.weight, exact.weight.values
-    if weight.codes is None:
-        return
-    if np.abs(weight.codes.astype(int)).max() > MOST_CODE:
+    if weight.codes is not None and np.abs(weight.codes.astype(int)).max() > MOST_CODE:
         yield f"weights: {layer.name} has codes beyond 7 bits, which saturate on some CPUs"
     others = tuple(axis for axis in range(right.ndim) if axis != exact.axis)
     step = np.abs(right).max(axis=others, keepdims=True) / MOST_CODE
@@ -62,12 +60,16 @@ def _faults(layer: Layer, exact: Layer) -> Iterator[str]:
             f"weights: {layer.name} is off by {off:.2f} steps of its channel, allowed is "
             f"{_HALF_STEP}: a wrong scale, or one for all channels"
         )
-    bias = layer.bias
-    if bias is None or exact.bias is None:
-        return
+    if (layer.bias is None) != (exact.bias is None):
+        yield f"weights: {layer.name} has a bias where the network has none, or none where it has"
+    elif layer.bias and exact.bias:
+        yield from _bias_faults(layer.name, layer.bias, exact.bias.values)
+
+
+def _bias_faults(name: str, bias: Constant, right: NDArray[np.float32]) -> Iterator[str]:
     step = bias.step
     if step is None:  # in float32, where a batch norm may have been folded in on another machine
-        step = np.maximum(1e-5 * np.abs(exact.bias.values).max(), _TINY)
-    off = float((np.abs(bias.values - exact.bias.values) / step).max())
+        step = np.maximum(1e-5 * np.abs(right).max(), _TINY)
+    off = float((np.abs(bias.values - right) / step).max())
     if not off <= _HALF_STEP:
-        yield f"weights: the bias of {layer.name} is another than the network's"
+        yield f"weights: the bias of {name} is another than the network's"

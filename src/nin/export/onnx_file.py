@@ -76,7 +76,7 @@ def compile_onnx(
     except Exception as error:  # of torch, or of the network's own code
         raise InputError(
             f"{graph.name} can't be exported to ONNX: {first_line(error.__cause__ or error)}; "
-            "a network's forward() must be tensor operations; TorchScript may do"
+            "forward() may only use tensor operations; try TorchScript"
         ) from error
     assert program is not None  # it is only None for dynamo=False
     model = program.model_proto

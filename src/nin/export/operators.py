@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from nin.network.torch_settings import ignore_deprecations
+from nin.releases import UNKNOWN
 
 
 def younger_operators(path: Path, version: str) -> dict[str, str]:
@@ -19,7 +20,7 @@ def younger_operators(path: Path, version: str) -> dict[str, str]:
 
     Empty for a version that isn't known.
     """
-    if not version.replace(".", "").isdigit():
+    if version == UNKNOWN:
         return {}
     first = json.loads((files("nin.export") / "operators.json").read_text())
     with ignore_deprecations():

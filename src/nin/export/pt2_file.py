@@ -290,7 +290,7 @@ def _export(
     except Exception as error:  # of torch, or of the network's own code
         raise InputError(
             f"{graph.name} can't be exported by torch.export: {first_line(error)}; "
-            "a network's forward() must be tensor operations; TorchScript may do"
+            "forward() may only use tensor operations; try TorchScript"
         ) from error
 
 
@@ -381,7 +381,7 @@ def _compile(
     except Exception as error:  # of torch, or of the compiler
         raise InputError(
             f"{graph.name} can't be compiled by AOTInductor: {first_line(error)}; "
-            "ONNX or TorchScript may do"
+            "try ONNX or TorchScript"
         ) from error
     assert isinstance(paths, list)  # as of a package
     return _read_files([Path(str(path)) for path in paths])

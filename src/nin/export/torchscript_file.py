@@ -32,7 +32,7 @@ def compile_torchscript(
         except Exception as error:  # of torch, or of the network's own code
             raise InputError(
                 f"{graph.name} can't be traced for TorchScript: {first_line(error)}; "
-                "a network's forward() must be tensor operations; ONNX may do"
+                "forward() may only use tensor operations; try ONNX"
             ) from error
 
 

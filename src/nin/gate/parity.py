@@ -50,9 +50,8 @@ class Row:
     agreement: float | None = None  # of int8: the share of the samples that keep their class
     accuracy_loss: float | None = None  # of int8, where classes are known
     standard_error: float | None = None  # of the loss
-    changed: list[str] = field(
-        default_factory=list
-    )  # of int8: samples of another class, and margins
+    # of int8: samples of another class, and margins
+    changed: list[str] = field(default_factory=list)
     seconds: float = 0.0  # for all batches
     failures: list[str] = field(default_factory=list)
 

@@ -36,11 +36,10 @@ class Questions:
     weights_sha256: str
     seed: int
     preprocess: Preprocess
-    int8: Int8  # what that may cost
+    int8: Int8  # what quantising may cost
     pictures: NDArray[np.uint8] | None = None  # the files' pixels before they are decoded
-    exact: Reference | None = (
-        None  # of int8, where `reference` is the quantised graph's: the network's
-    )
+    # of int8 the network's own answers; `reference` is the quantised graph's then
+    exact: Reference | None = None
     mean_budget: float = 0.0  # of int8, for the logits
     faults: tuple[str, ...] = ()  # of the file, whichever runtime is asked
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from nin.contract import CONTRACT_FILE, Contract, Graph, load_contract
 from nin.errors import CheckError, InputError, first_line
@@ -83,7 +84,13 @@ def build_network(contract: Contract) -> nn.Module:
     """The network as its class makes it, in evaluation mode, with weights of no meaning."""
     spec = contract.network
     make = import_object(contract.folder, spec.build, "network.build")
-    return _call(contract, "network.build", spec.build, make, **spec.arguments).eval()
+    network = _call(contract, "network.build", spec.build, make, **spec.arguments).eval()
+    if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        # nn.LazyLinear and its kind get their shapes from the first batch
+        where = f"{contract.folder / CONTRACT_FILE}: network.build = {spec.build!r}"
+        with torch.no_grad():
+            _logits(network, torch.zeros(1, *contract.network_graph.input.shape), contract, where)
+    return network
 
 
 def import_object(folder: Path, name: str, key: str) -> Callable[..., Any]:

@@ -62,9 +62,9 @@ path = {path:<28} # from this folder
 # [calibration]                     # for --precision int8: 32 or more training images, no samples
 # path = "calibration"
 # [int8]                            # what that may cost; ImageNet's networks need more
-# accuracy_loss = 0.001             # of all samples, the share that are right no more
-# agreement = 0.995                 # and the share that keep their class
-# margin = 0.5                      # none may that is further ahead, in logits' standard deviations
+# accuracy_loss = 0.001             # by how much the accuracy may fall
+# agreement = 0.995                 # the least share of the samples that keep their class
+# margin = 0.5                      # the largest of a sample that changes, in logits' deviations
 
 [triton]
 max_batch = 16                      # the gate asks for every size up to it
