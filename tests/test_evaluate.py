@@ -14,11 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nin.gate.runtimes.registry import open_runtime
-from nin.network.build import TrainedModel, load_model
-from nin.network.weights import save_weights
-from nin.samples import open_samples
-from nin.training.evaluation import (
+from nin.evaluation import (
     Evaluation,
     draw_calibration,
     draw_confusion,
@@ -27,6 +23,10 @@ from nin.training.evaluation import (
     find_mistakes,
     log_softmax,
 )
+from nin.gate.runtimes.registry import open_runtime
+from nin.network.build import TrainedModel, load_model
+from nin.network.weights import save_weights
+from nin.samples import open_samples
 from nin.training.network import NiN
 from tests.conftest import Script
 from tests.models import LABELS, ODD_LABELS, make_lenet

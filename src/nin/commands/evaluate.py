@@ -19,6 +19,16 @@ from tqdm import tqdm
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.contract import Graph
 from nin.errors import CheckError, InputError
+from nin.evaluation import (
+    BINS,
+    Evaluation,
+    draw_calibration,
+    draw_confusion,
+    draw_mistakes,
+    evaluate,
+    find_mistakes,
+    log_softmax,
+)
 from nin.files import make_folder, write_atomically
 from nin.gate.parity import check_identity
 from nin.gate.reference import batch_for
@@ -29,16 +39,6 @@ from nin.network.classifier import Preprocess
 from nin.paths import ROOT
 from nin.samples import SampleSet, open_samples
 from nin.terminal import image_count, short
-from nin.training.evaluation import (
-    BINS,
-    Evaluation,
-    draw_calibration,
-    draw_confusion,
-    draw_mistakes,
-    evaluate,
-    find_mistakes,
-    log_softmax,
-)
 
 # What an evaluation leaves in its folder; of many classes there is no picture of the confusion.
 CONFUSION, MISTAKES, CALIBRATION = "confusion.png", "mistakes.png", "calibration.png"

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nin.errors import InputError
+from nin.evaluation import save_figure
 from nin.terminal import parser, run
-from nin.training.evaluation import save_figure
 
 _LINES = {
     "train_loss": ("train loss", "-"),
