@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions, quantization
 from safetensors.torch import save_file
 
-from nin.contract import Contract, Int8, Outputs, load_contract
+from nin.contract import Contract, Graph, Int8, Outputs, Tensor, load_contract
 from nin.errors import InputError
 from nin.export import int8_onnx
 from nin.export.artifact import read_manifest
@@ -32,7 +33,7 @@ from nin.network.build import TrainedModel
 from nin.samples import LEAST_CALIBRATION, open_calibration, open_samples
 from nin.training.data import load
 from tests.conftest import Script, export_all
-from tests.models import CLASSIFIER, CONTRACT, draw_samples, make_lenet
+from tests.models import CLASSIFIER, CONTRACT, draw_samples, make_lenet, settled
 
 PLAN = Plan((1, 16), turns=1)
 
@@ -279,6 +280,20 @@ def test_closes_on_a_bias_that_changed(int8: bytes, faults_of: Faults) -> None:
 
     [fault] = faults_of(edited(int8, edit))
     assert "the bias of" in fault
+
+
+def test_layers_may_be_in_another_order() -> None:
+    """As of a residual network, whose shortcuts the quantizer sorts behind what they shorten."""
+    network = settled(torchvision.models.resnet18(), (4, 3, 32, 32))
+    outputs = (Tensor("logits", "float32", (1000,)),)
+    graph = Graph("resnet18", Tensor("image", "float32", (3, 32, 32)), outputs, max_batch=4)
+    images = torch.rand(4, 3, 32, 32)
+    model = int8_onnx.compile_int8_onnx(network, images[:2], graph, images)
+    assert int8_onnx.weight_faults(model.SerializeToString(), network, images[:2], graph) == []
+    shortcut: Any = network.get_submodule("layer2.0.downsample.0")
+    shortcut.weight.data[3] *= -1
+    [fault] = int8_onnx.weight_faults(model.SerializeToString(), network, images[:2], graph)
+    assert "steps of its channel, allowed is 0.51" in fault
 
 
 class Spoilt:

@@ -40,12 +40,22 @@ def layer_faults(layers: list[Layer], exact: list[Layer]) -> list[str]:
     half a step of its own.
 
     Args:
-        exact: the same layers in float32, in the same order.
+        exact: the same layers in float32; a quantizer may have sorted them otherwise.
     """
-    shapes, right = ([layer.weight.values.shape for layer in both] for both in (layers, exact))
-    if shapes != right:
-        return [f"weights: its layers are not those of the network, {len(exact)} of them"]
-    return [fault for pair in zip(layers, exact, strict=True) for fault in _faults(*pair)]
+    faults: list[str] = []
+    left = list(exact)
+    for layer in layers:
+        same = [one for one in left if one.weight.values.shape == layer.weight.values.shape]
+        if not same:
+            return [f"weights: {layer.name} is no layer of the network, or is there once too often"]
+        nearest = min(same, key=lambda one: _distance(one, layer))
+        left = [one for one in left if one is not nearest]
+        faults += _faults(layer, nearest)
+    return faults + [f"weights: the network's {one.name} is missing" for one in left]
+
+
+def _distance(one: Layer, other: Layer) -> float:
+    return float(np.abs(one.weight.values - other.weight.values).mean())
 
 
 def _faults(layer: Layer, exact: Layer) -> Iterator[str]:
