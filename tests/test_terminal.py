@@ -97,3 +97,19 @@ def test_columns_of_a_table_are_aligned() -> None:
         "| Ärmel |        0.25 |",
         "| e\u0301te   |           1 |",
     ]
+
+
+def test_numbers_stand_to_the_right_and_what_only_begins_like_one_does_not() -> None:
+    rows = [
+        ["1.2 (1.1 to 1.3)", "24.10: torch 2.5", "-", "2x1", "-"],
+        ["1e-05", "a", "9.5%", "b", "-"],
+    ]
+    shown = table(list("abcde"), rows).splitlines()[1]
+    assert [rule[-1] for rule in shown.strip("|").split("|")] == [":", "-", ":", "-", "-"]
+
+
+def test_characters_that_languages_join_words_with_are_shown() -> None:
+    assert table(["label"], [["نیم\u200cبوت"], ["a\x07"]]).splitlines()[2:] == [
+        "| نیم\u200cبوت |",
+        "| a\\x07  |",
+    ]

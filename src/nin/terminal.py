@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import platform
+import re
 import signal
 import sys
 import unicodedata
@@ -17,6 +18,11 @@ from nin.errors import CheckError, InputError, explain
 
 # What writing fails with; Python doesn't say of which file.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+_NUMBER = re.compile(r"[+-]?[\d.,]*\d(e[+-]\d+)?%?(?!\S)")  # alone, or with what follows a space
+
+# That languages write with, and Python calls unprintable: without width, unbroken, of two columns.
+_SPACES = "\u200c\u200d\u00a0\u3000"
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -144,7 +150,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rows = [[_printable(cell) for cell in row] for row in rows]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(_width, column)) for column in columns]
-    right = [any(c.isdigit() for c in "".join(column[1:2])[:2]) for column in columns]
+    right = [_are_numbers(column[1:]) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         padded = []
@@ -157,12 +163,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), f"|{rule}|", *map(line, rows)])
 
 
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether each begins with a number, but for those that are left out."""
+    numbers = [cell for cell in cells if cell != "-"]
+    return bool(numbers) and all(map(_NUMBER.match, numbers))
+
+
 def _width(text: str) -> int:
     """How many columns of a terminal a text takes: a Chinese character two, an accent none."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
 
 
 def _printable(text: str) -> str:
     """Without what breaks a line or a terminal: in the name of a file, say."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in _SPACES else repr(c)[1:-1] for c in text)
