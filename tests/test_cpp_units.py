@@ -1,5 +1,6 @@
 """The GoogleTest suite: CTest runs it once, and each of its tests is one here."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -17,9 +18,12 @@ def names() -> list[str]:
     """What CTest would run; empty where nothing is built, which `test_all_were_run` fails."""
     if not (BUILD / "CTestTestfile.cmake").is_file():
         return []
-    shown = subprocess.run(
-        ["ctest", "--show-only=json-v1"], cwd=BUILD, capture_output=True, check=True
-    )
+    with (BUILD / "show-only.lock").open("w") as lock:
+        # after a build it first writes down what the programs list, which workers do at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shown = subprocess.run(
+            ["ctest", "--show-only=json-v1"], cwd=BUILD, capture_output=True, check=True
+        )
     return [test["name"] for test in json.loads(shown.stdout)["tests"]]
 
 
