@@ -41,6 +41,6 @@ def test_initialises_xavier_uniform_with_zero_biases() -> None:
 def test_prints_the_layer_table() -> None:
     command = [sys.executable, str(FOLDER / "network.py")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "| NiN block         |  (1, 96, 54, 54) |     30,336 |" in shown.stdout
+    assert "| NiN block         | (1, 96, 54, 54)  |     30,336 |" in shown.stdout
     assert "1,992,166" in shown.stdout
     assert shown.stderr == ""
