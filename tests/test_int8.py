@@ -32,7 +32,7 @@ from nin.images import encode_idx, parse_idx
 from nin.network.build import TrainedModel
 from nin.samples import LEAST_CALIBRATION, open_calibration, open_samples
 from nin.training.data import load
-from tests.conftest import Script, export_all
+from tests.conftest import Script, export_all, run_script
 from tests.models import CLASSIFIER, CONTRACT, draw_samples, make_lenet, settled
 
 PLAN = Plan((1, 16), turns=1)
@@ -393,15 +393,14 @@ def own(small: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small, tmp_path / "own")
 
 
-@pytest.fixture
-def small_artifacts(small: Path, nin: Script) -> Path:
+@pytest.fixture(scope="module")
+def small_artifacts(small: Path) -> Path:
     """All exports, and both graphs in int8."""
     folder = small / "artifacts"
-    if not folder.exists():
-        export_all(small, folder)
-        int8 = ("--precision", "int8", "--graph", "lenet")
-        ended = nin("export", "onnx", *int8, "--model", small, "--output", folder)
-        assert ended.code == 0, ended.err
+    export_all(small, folder)
+    int8 = ("--precision", "int8", "--graph", "lenet", "--model", small, "--output", folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run_script(monkeypatch, "export/to_onnx.py", *int8) == 0
     return folder
 
 

@@ -1,7 +1,7 @@
 """Quantises a graph's ONNX file: static QDQ by onnxruntime's own quantizer.
 
 Activations are uint8 with ranges seen on calibration images, weights int8 for each channel. The
-weights keep 7 bits: 255 * 64 * 2 fits the 16 bits in which CPUs without VNNI add pairs of products.
+weights keep 7 bits: nin.export.int8_layers says why.
 """
 
 import logging

@@ -42,8 +42,7 @@ _WEIGHTED = (_aten.conv1d, _aten.conv2d, _aten.linear)  # what the quantizer tak
 # What a package says of itself beside the metadata.
 _BATCH_SIZES, _INSTRUCTION_SET = "batch_sizes", "instruction_set"
 
-# torchao's least step of 2**-12 is more than one of 7 bits of many weights: NiN's smallest channels
-# were left two or three codes, which cost it 0.1 point of accuracy.
+# torchao's least step of 2**-12 is more than one of 7 bits of many weights: it cost NiN 0.1 point.
 _LEAST_STEP = 1e-12
 
 # What the loader needs of the files that AOTInductor writes.
@@ -186,13 +185,10 @@ def _run(module: GraphModule, graph: Graph, factor: float) -> Run:
 
 def weight_faults(data: bytes, module: nn.Module, example: Tensor, graph: Graph) -> list[str]:
     """What is wrong with the weights of an int8 package, held against `module`'s."""
-    quantizer_of = import_quantizer()
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-
-    program = _export(module, example, graph, dynamic=True, strict=True)
     with _quiet():
-        # a quantizer without a configuration only folds batch norms, as happened before quantising
-        exact = prepare_pt2e(program.module(), quantizer_of.X86InductorQuantizer())
+        # without a configuration only batch norms are folded, as happened before quantising
+        unconfigured = import_quantizer().X86InductorQuantizer()
+        exact = _prepare(module, example, graph, unconfigured)
     quantised = _load(_without_machine_code(data))
     faults = layer_faults(_layers(quantised), _layers(exact))
     for node in _calls(quantised, _quantized.quantize_per_tensor):
@@ -238,7 +234,7 @@ def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) 
     """
     quantizer_of = import_quantizer()
     from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     default = quantizer_of.get_default_x86_inductor_quantization_config()
     observer = PerChannelMinMaxObserver.with_args(eps=_LEAST_STEP)
@@ -252,15 +248,7 @@ def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) 
     for average in (F.avg_pool2d, F.adaptive_avg_pool2d):
         # else, where a network ends with one, its logits would be rounded to int8
         quantizer.set_function_type_qconfig(average, None)
-    # strict, for the quantizer takes the two uses of one ReLU module for one otherwise: ResNet's
-    program = _export(module, example, graph, dynamic=True, strict=True)
-    try:
-        observed = prepare_pt2e(program.module(), quantizer)
-    except Exception as error:  # of torchao
-        raise InputError(
-            f"{graph.name} can't be quantised by torchao: {first_line(error)}; "
-            "export int8 to ONNX, or float32"
-        ) from error
+    observed = _prepare(module, example, graph, quantizer)
     for batch in torch.split(images, max(BATCH_SIZES)):
         # exported with a batch of two, it takes no single image
         observed(batch if len(batch) > 1 else torch.cat([batch, batch]))
@@ -274,6 +262,22 @@ def _quantise(module: nn.Module, example: Tensor, graph: Graph, images: Tensor) 
     program = _export(converted, example, graph, dynamic=True)
     _remove_traces(program)
     return program
+
+
+def _prepare(module: nn.Module, example: Tensor, graph: Graph, quantizer: Any) -> GraphModule:
+    """With batch norms folded, and observers where the quantizer wants them."""
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    # strict, for the quantizer takes the two uses of one ReLU module for one otherwise: ResNet's
+    program = _export(module, example, graph, dynamic=True, strict=True)
+    try:
+        prepared: GraphModule = prepare_pt2e(program.module(), quantizer)
+    except Exception as error:  # of torchao
+        raise InputError(
+            f"{graph.name} can't be quantised by torchao: {first_line(error)}; "
+            "export int8 to ONNX, or float32"
+        ) from error
+    return prepared
 
 
 def _export(

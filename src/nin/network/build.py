@@ -87,15 +87,21 @@ def build_network(contract: Contract) -> nn.Module:
     network = _call(contract, "network.build", spec.build, make, **spec.arguments).eval()
     if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
         # nn.LazyLinear and its kind get their shapes from the first batch
-        where = f"{contract.folder / CONTRACT_FILE}: network.build = {spec.build!r}"
+        image = torch.zeros(1, *contract.network_graph.input.shape)
+        where = _place(contract.folder, "network.build", spec.build)
         with torch.no_grad():
-            _logits(network, torch.zeros(1, *contract.network_graph.input.shape), contract, where)
+            _logits(network, image, contract, where)
     return network
 
 
 def import_object(folder: Path, name: str, key: str) -> Callable[..., Any]:
     """What a key of a folder's contract names, as `resolve`. Raises InputError."""
-    return resolve(folder, name, f"{folder / CONTRACT_FILE}: {key} = {name!r}")
+    return resolve(folder, name, _place(folder, key, name))
+
+
+def _place(folder: Path, key: str, name: str) -> str:
+    """Where the contract names it, for errors to begin with."""
+    return f"{folder / CONTRACT_FILE}: {key} = {name!r}"
 
 
 def resolve(folder: Path, name: str, context: str) -> Callable[..., Any]:
@@ -123,7 +129,7 @@ def resolve(folder: Path, name: str, context: str) -> Callable[..., Any]:
 
 def check_network(network: nn.Module, contract: Contract) -> None:
     """Raises InputError unless each image has its own logits, finite and always the same."""
-    where = f"{contract.folder / CONTRACT_FILE}: network.build = {contract.network.build!r}"
+    where = _place(contract.folder, "network.build", contract.network.build)
     graph = contract.network_graph
     random = torch.Generator().manual_seed(0)
     images = torch.rand(_PROBES, *graph.input.shape, generator=random)
@@ -229,7 +235,7 @@ def _logits(network: nn.Module, images: Tensor, contract: Contract, where: str) 
 def _call(
     contract: Contract, key: str, name: str, make: Callable[..., Any], *args: Any, **options: Any
 ) -> nn.Module:
-    context = f"{contract.folder / CONTRACT_FILE}: {key} = {name!r}"
+    context = _place(contract.folder, key, name)
     return make_module(contract.folder, context, make, *args, **options)
 
 
