@@ -21,7 +21,8 @@ import yaml
 from kubernetes_validate import ValidationError, validate
 from tritonclient.utils import InferenceServerException
 
-from nin.client import URLS, Client, Protocol, control_key
+from nin.client import URLS, Client, Protocol
+from nin.client.connection import control_key
 from nin.contract import load_contract
 from nin.errors import InputError, ServerError
 from nin.export.onnx_file import DEFAULT_OPSET

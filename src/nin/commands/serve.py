@@ -14,7 +14,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from nin.client import Client, is_loopback
+from nin.client import Client
+from nin.client.connection import is_loopback
 from nin.errors import CheckError, UnreachableError
 from nin.paths import MODEL_REPOSITORY
 from nin.serve.repository import model_names

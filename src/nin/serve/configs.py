@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nin import decoder
-from nin.client import DECODER
+from nin.client.served import DECODER
 from nin.contract import ENCODED_IMAGE, Contract, Files, Graph, Model, Tensor, Triton
 
 CONFIG = "config.pbtxt"

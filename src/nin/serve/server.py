@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nin.client import CONTROL_HEADER, control_key
+from nin.client.connection import CONTROL_HEADER, control_key
 from nin.contract import Contract
 from nin.errors import CheckError, InputError
 from nin.paths import CPP_TOOLS, TRITON
