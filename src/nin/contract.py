@@ -6,7 +6,6 @@ Every name, shape, dtype and label of a model comes from here; docs/models.md ex
 import math
 import re
 import tomllib
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from nin.errors import InputError
+from nin.terminal import is_printable
 
 CONTRACT_FILE = "model.toml"
 
@@ -26,7 +26,6 @@ Outputs = dict[str, NDArray[Any]]  # by output name, each (N, classes)
 Run = Callable[[NDArray[Any]], Outputs]
 
 _MOST_CLASSES = 100_000
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of others, ends of lines
 _LARGEST_SIDE = 16_384
 _MOST_PIXELS = 50_000_000  # what nin.decoder decodes
 _LARGEST_BATCH = 1_024
@@ -344,7 +343,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     for number, label in enumerate(labels, 1):
         if not label:
             raise InputError(f"{path}, line {number}: empty, expected the name of a class")
-        if any(unicodedata.category(character) in _UNPRINTABLE for character in label):
+        if not all(map(is_printable, label)):
             raise InputError(f"{path}, line {number}: {label!r} has characters that don't print")
         if (first := lines.setdefault(label, number)) != number:
             raise InputError(

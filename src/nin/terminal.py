@@ -21,8 +21,7 @@ _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _NUMBER = re.compile(r"[+-]?[\d.,]*\d(e[+-]\d+)?%?(?!\S)")  # alone, or with what follows a space
 
-# That languages write with, and Python calls unprintable: without width, unbroken, of two columns.
-_SPACES = "\u200c\u200d\u00a0\u3000"
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of others, ends of lines
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -145,6 +144,11 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{median(values):{form}}" + (f" ({low} to {high})" if len(values) > 1 else "")
 
 
+def is_printable(character: str) -> bool:
+    """Whether it may stand on a line; str.isprintable refuses spaces and joiners of languages."""
+    return unicodedata.category(character) not in _UNPRINTABLE
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well on a terminal and is Markdown too; numbers stand to the right."""
     rows = [[_printable(cell) for cell in row] for row in rows]
@@ -177,4 +181,4 @@ def _width(text: str) -> int:
 
 def _printable(text: str) -> str:
     """Without what breaks a line or a terminal: in the name of a file, say."""
-    return "".join(c if c.isprintable() or c in _SPACES else repr(c)[1:-1] for c in text)
+    return "".join(c if is_printable(c) else ascii(c)[1:-1] for c in text)
