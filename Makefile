@@ -16,7 +16,7 @@ demo: .venv/complete  ## export, prove, serve, classify real images
 	@$(RUN) scripts/demo.py
 
 test: check cpp  ## lint, types and all tests
-	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
+	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: .venv/complete  ## lint and types only
 	@$(RUN) -m ruff check .
