@@ -35,19 +35,8 @@ from nin.training.data import load
 from tests.models import make_lenet, make_small_resnet18
 from tests.packages import compile_graph, package
 
-# Few tests that take minutes: begun last, they would leave the other worker without work.
-_LONGEST = (
-    "test_soak.py",
-    "test_demo.py",
-    "test_queue.py",
-    "test_cpp_install.py",
-    "test_releases.py",
-    "test_tune.py",
-)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

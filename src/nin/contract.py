@@ -15,7 +15,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from nin.errors import InputError
-from nin.terminal import is_printable
+from nin.text import is_printable
 
 CONTRACT_FILE = "model.toml"
 

@@ -15,13 +15,12 @@ from statistics import median
 from typing import NoReturn
 
 from nin.errors import CheckError, InputError, explain
+from nin.text import escape
 
 # What writing fails with; Python doesn't say of which file.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _NUMBER = re.compile(r"[+-]?[\d.,]*\d(e[+-]\d+)?%?(?!\S)")  # alone, or with what follows a space
-
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of others, ends of lines
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -144,14 +143,9 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{median(values):{form}}" + (f" ({low} to {high})" if len(values) > 1 else "")
 
 
-def is_printable(character: str) -> bool:
-    """Whether it may stand on a line; str.isprintable refuses spaces and joiners of languages."""
-    return unicodedata.category(character) not in _UNPRINTABLE
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well on a terminal and is Markdown too; numbers stand to the right."""
-    rows = [[_printable(cell) for cell in row] for row in rows]
+    rows = [[escape(cell) for cell in row] for row in rows]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(_width, column)) for column in columns]
     right = [_are_numbers(column[1:]) for column in columns]
@@ -177,8 +171,3 @@ def _width(text: str) -> int:
     """How many columns of a terminal a text takes: a Chinese character two, an accent none."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
-
-
-def _printable(text: str) -> str:
-    """Without what breaks a line or a terminal: in the name of a file, say."""
-    return "".join(c if is_printable(c) else ascii(c)[1:-1] for c in text)

@@ -112,7 +112,7 @@ class AsyncClient:
             return await self._classify_batches(served, array, top)
 
     async def _classify_batches(
-        self, served: "Served", array: NDArray[Any], top: int
+        self, served: Served, array: NDArray[Any], top: int
     ) -> list[list[Prediction]]:
         read = partial(read_predictions, output=PROBABILITIES)
         ask = partial(self._infer, read, served.name, classes_of=PROBABILITIES, top=top)
@@ -123,20 +123,20 @@ class AsyncClient:
         self._known.classifier = self._known.classifier or await self.classifier()
         return self._known.classifier
 
-    async def _decoder_of(self, model: str | None) -> "Served | None":
+    async def _decoder_of(self, model: str | None) -> Served | None:
         if model is None:
             return None
         served = self._known.models.get(model) or await self._served(model)
         name = served.decoder
         return (self._known.models.get(name) or await self._served(name)) if name else None
 
-    async def _suited(self, name: str, array: NDArray[Any], top: int) -> "Served":
+    async def _suited(self, name: str, array: NDArray[Any], top: int) -> Served:
         served = self._known.models.get(name)
         if served is None or served.refusal(array, top):  # another may have taken its place
             served = await self._served(name)
         return served.checked(array, top)
 
-    async def _served(self, name: str) -> "Served":
+    async def _served(self, name: str) -> Served:
         served = await self._described("get_model_config", name, read=Served.read)
         self._known.models[name] = served
         return served

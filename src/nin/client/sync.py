@@ -183,7 +183,7 @@ class Client:
         self._known.classifier = self._known.classifier or self.classifier()
         return self._known.classifier
 
-    def _decoder_of(self, model: str | None) -> "Served | None":
+    def _decoder_of(self, model: str | None) -> Served | None:
         """The model that decodes files for another; None where one does both."""
         if model is None:
             return None
@@ -191,14 +191,14 @@ class Client:
         name = served.decoder
         return (self._known.models.get(name) or self._served(name)) if name else None
 
-    def _suited(self, name: str, array: NDArray[Any], top: int) -> "Served":
+    def _suited(self, name: str, array: NDArray[Any], top: int) -> Served:
         """A model as the server describes it. Raises InputError where it can't take the array."""
         served = self._known.models.get(name)
         if served is None or served.refusal(array, top):  # another may have taken its place
             served = self._served(name)
         return served.checked(array, top)
 
-    def _served(self, name: str) -> "Served":
+    def _served(self, name: str) -> Served:
         self._known.models[name] = self._described("get_model_config", name, read=Served.read)
         return self._known.models[name]
 
