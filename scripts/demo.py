@@ -19,15 +19,15 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from nin.artifact.manifest import read_artifact
 from nin.commands.options import artifacts_of
 from nin.contract import Contract, load_contract
 from nin.errors import CheckError, InputError
-from nin.export.artifact import read_artifact
 from nin.export.formats import ONNX
 from nin.files import atomic_path, write_atomically
-from nin.gate.runtimes.cpp import cpp_tools_are_built
 from nin.images import encode_png
 from nin.paths import CPP_TOOLS, NIN, ROOT
+from nin.runtimes.cpp import cpp_tools_are_built
 from nin.samples import SampleSet, open_samples
 from nin.serve.server import PORTS, RELEASE, find_tritonserver, serve
 from nin.terminal import image_count, parser, run, short

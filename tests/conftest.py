@@ -22,13 +22,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nin.artifact.manifest import read_manifest, write_manifest
 from nin.commands import main
 from nin.contract import Contract, load_contract
 from nin.errors import InputError
-from nin.export.artifact import read_manifest, write_manifest
-from nin.gate.reference import Reference, compute_reference
 from nin.network.build import TrainedModel, load_model
 from nin.paths import CPP_TOOLS, NIN, ROOT
+from nin.reference.exact import Reference, compute_reference
 from nin.serve.repository import publish
 from nin.serve.server import PORTS, Server, find_tritonserver, serve
 from nin.training.data import load

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nin.artifact.metadata import Metadata
 from nin.contract import Graph
-from nin.export.artifact import Metadata
 from nin.export.pt2_file import Pt2Program, compile_pt2, exporter_versions, unfused_pt2, write_pt2
-from nin.gate.reduced import quantised_golden
-from nin.gate.reference import compute_golden
 from nin.network.build import TrainedModel
+from nin.reference.exact import compute_golden
+from nin.reference.quantised import quantised_golden
 from nin.samples import open_samples
 
 

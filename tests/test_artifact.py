@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nin.artifact.golden import Golden, replay
+from nin.artifact.manifest import read_artifact, read_manifest
+from nin.artifact.metadata import Metadata
 from nin.contract import Outputs, Run
 from nin.errors import CheckError, InputError
-from nin.export.artifact import Metadata, read_artifact, read_manifest
 from nin.files import atomic_path, locked, make_folder, sweep, temporary_path, write_atomically
-from nin.gate.golden import Golden, replay
-from nin.gate.reference import Reference
+from nin.reference.exact import Reference
 from tests.models import CLASSIFIER, LABELS
 
 
@@ -98,7 +99,7 @@ def test_two_writers_do_not_lose_each_others_entries(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from nin.export.artifact import MANIFEST, Entry, read_manifest, write_manifest
+from nin.artifact.manifest import MANIFEST, Entry, read_manifest, write_manifest
 from nin.files import locked
 folder, name = Path(sys.argv[1]), sys.argv[2]
 for i in range(20):

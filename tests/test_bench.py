@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nin.artifact.manifest import read_artifact
 from nin.bench.load import Measured, measure
 from nin.bench.measuring import Judge, Length, measure_rows
 from nin.bench.report import HEADER, cells, markdown, page, read_gate, summarise
@@ -25,11 +26,10 @@ from nin.bench.worker import start_worker
 from nin.commands import main
 from nin.contract import Contract
 from nin.errors import CheckError
-from nin.export.artifact import read_artifact
 from nin.gate.parity import HEADER as GATE_HEADER
-from nin.gate.runtimes.openvino import OpenVinoRuntime
-from nin.gate.runtimes.ort import OrtRuntime
-from nin.gate.runtimes.threads import set_threads
+from nin.runtimes.openvino import OpenVinoRuntime
+from nin.runtimes.ort import OrtRuntime
+from nin.runtimes.threads import set_threads
 from nin.samples import open_samples
 from nin.serve.server import find_tritonserver
 from tests.conftest import Script

@@ -15,16 +15,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nin.artifact.texts import read_torchscript_texts
 from nin.contract import Graph
 from nin.errors import InputError
-from nin.export.torchscript_file import read_torchscript_texts
-from nin.gate.reference import Reference, batch_for
-from nin.gate.runtimes.registry import open_runtime
 from nin.images import encode_idx, encode_png
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
 from nin.network.torch_settings import ignore_deprecations
 from nin.paths import CPP_TOOLS, DATA
+from nin.reference.exact import Reference, batch_for
+from nin.runtimes.registry import open_runtime
 from tests.conftest import Ended
 from tests.models import CONTRACT, GRAPHS, LABELS
 
@@ -430,7 +430,7 @@ def test_models_with_flipped_bytes_never_crash(
 def test_the_adapter_says_what_to_do(
     artifacts: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("nin.gate.runtimes.cpp.CPP_TOOLS", tmp_path)
+    monkeypatch.setattr("nin.runtimes.cpp.CPP_TOOLS", tmp_path)
     with pytest.raises(InputError, match="no nin_classify in .*; build it by `make cpp`"):
         open_runtime("libtorch", GRAPHS["nin"], artifacts=artifacts, model=model)
     assert tmp_path != CPP_TOOLS

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nin.artifact.golden import Golden
+from nin.artifact.metadata import Metadata
+from nin.artifact.pt2_package import read_pt2_texts
 from nin.contract import Contract, Graph
-from nin.export.artifact import Metadata
-from nin.export.pt2_file import read_pt2_texts
-from nin.gate.golden import Golden
 from nin.images import encode_idx
 from nin.network.build import load_model
 from tests.packages import read_record, with_record, with_text

@@ -18,9 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from nin.contract import Graph
-from nin.gate.reference import Reference, batch_for
 from nin.images import encode_png
 from nin.network.classifier import Preprocess
+from nin.reference.exact import Reference, batch_for
 from nin.serve.server import Server
 from tests.models import CLASSIFIER, CONTRACT, GRAPHS, LABELS, MAX_BATCH, NETWORK
 

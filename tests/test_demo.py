@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from nin.contract import Contract, load_contract
-from nin.gate.runtimes.registry import available_runtimes
-from nin.gate.runtimes.triton import SERVER_RUNTIMES
 from nin.paths import ROOT
+from nin.runtimes.registry import available_runtimes
+from nin.runtimes.triton import SERVER_RUNTIMES
 
 
 def test_exports_proves_serves_and_shows(

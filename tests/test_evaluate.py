@@ -23,9 +23,9 @@ from nin.evaluation import (
     find_mistakes,
     log_softmax,
 )
-from nin.gate.runtimes.registry import open_runtime
 from nin.network.build import TrainedModel, load_model
 from nin.network.weights import save_weights
+from nin.runtimes.registry import open_runtime
 from nin.samples import open_samples
 from nin.training.network import NiN
 from tests.conftest import Script
@@ -285,7 +285,7 @@ def test_logits_that_are_no_numbers_are_no_result(
     def broken(*_: object) -> dict[str, NDArray[np.float32]]:
         return {"logits": np.full((2, 10), np.nan, np.float32)}
 
-    monkeypatch.setattr("nin.gate.runtimes.eager.EagerRuntime.__call__", broken)
+    monkeypatch.setattr("nin.runtimes.eager.EagerRuntime.__call__", broken)
     ended = script(EVALUATE, "--images", 2, "--output", tmp_path)
     assert ended.code == 1
     assert "the logits of 2 of 2 samples aren't finite; first t10k-images-idx3" in ended.err

@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
 
+from nin.artifact.manifest import read_manifest
 from nin.contract import Graph
 from nin.errors import InputError
-from nin.export.artifact import read_manifest
 from nin.export.onnx_file import OPSETS, choose_opset, ir_version
 from nin.export.operators import younger_operators
-from nin.gate.reference import Reference, batch_for
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
 from nin.network.torch_settings import ignore_deprecations
 from nin.paths import NIN, ROOT
+from nin.reference.exact import Reference, batch_for
 from nin.releases import TRITON_RELEASES
 from tests.conftest import Script
 from tests.models import CONTRACT, GRAPHS, LABELS, MAX_BATCH

@@ -18,18 +18,18 @@ from onnx import numpy_helper
 from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions, quantization
 from safetensors.torch import save_file
 
+from nin.artifact.manifest import read_manifest
 from nin.contract import Contract, Graph, Int8, Outputs, Tensor, load_contract
 from nin.errors import InputError
 from nin.export import int8_onnx
-from nin.export.artifact import read_manifest
 from nin.export.formats import INT8_ONNX
 from nin.export.onnx_file import compile_onnx
 from nin.gate.parity import Row, check_parity
 from nin.gate.questions import Plan, Questions, make_questions
 from nin.gate.reduced import Losses, quantised_questions
-from nin.gate.runtimes.ort import OrtRuntime, unfused
 from nin.images import encode_idx, parse_idx
 from nin.network.build import TrainedModel
+from nin.runtimes.ort import OrtRuntime, unfused
 from nin.samples import LEAST_CALIBRATION, open_calibration, open_samples
 from nin.training.data import load
 from tests.conftest import Script, export_all, run_script

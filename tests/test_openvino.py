@@ -14,19 +14,19 @@ import onnx
 import pytest
 from google.protobuf.json_format import MessageToDict
 
+from nin.artifact.golden import replay
 from nin.client import URLS, Client, Protocol
 from nin.contract import Contract, openvino_model
 from nin.errors import InputError, ServerError
-from nin.gate.golden import replay
 from nin.gate.parity import check_concurrency, check_parity
 from nin.gate.questions import Questions, make_questions, quick_plan
-from nin.gate.runtimes import openvino
-from nin.gate.runtimes.openvino import OpenVinoRuntime
-from nin.gate.runtimes.ort import OrtRuntime
-from nin.gate.runtimes.registry import available_runtimes
-from nin.gate.runtimes.triton import TritonRuntime
 from nin.network.build import load_model
 from nin.paths import ROOT
+from nin.runtimes import openvino
+from nin.runtimes.openvino import OpenVinoRuntime
+from nin.runtimes.ort import OrtRuntime
+from nin.runtimes.registry import available_runtimes
+from nin.runtimes.triton import TritonRuntime
 from nin.samples import open_samples
 from nin.serve.backends.batching import BackendError, Instance
 from nin.serve.backends.openvino_backend import OpenVinoModel
@@ -100,7 +100,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the extra isn't installed."""
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(openvino, "openvino_is_installed", lambda: False)
-    monkeypatch.setattr("nin.gate.runtimes.registry.openvino_is_installed", lambda: False)
+    monkeypatch.setattr("nin.runtimes.registry.openvino_is_installed", lambda: False)
 
 
 def test_says_which_extra_is_missing(missing: None, lenet: Contract, lenet_artifacts: Path) -> None:

@@ -1,9 +1,11 @@
 """The package as somebody installs it: a light client, and extras for the rest."""
 
+import ast
 import os
 import subprocess
 import sys
 import venv
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,22 @@ def test_the_client_is_imported_quickly_and_without_anything_heavy() -> None:
         assert not HEAVY & set(modules)
         seconds.append(float(time))
     assert min(seconds) < 0.5
+
+
+def test_parts_of_the_package_import_in_one_direction_only() -> None:
+    package = ROOT / "src" / "nin"
+    imports: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        part = path.relative_to(package).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nin"):
+                names = [f"nin.{a.name}" for a in node.names] if node.module == "nin" else []
+                for module in names or [str(node.module)]:
+                    imports.setdefault(part, set()).add(module.split(".")[1])
+    for part, others in imports.items():
+        others.discard(part)
+    assert len(imports) > 10
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nin.artifact.golden import Golden
+from nin.artifact.metadata import Metadata
 from nin.contract import Contract, Graph, Outputs
-from nin.export.artifact import Metadata
 from nin.export.formats import FORMATS
-from nin.gate.golden import Golden
 from nin.gate.parity import Answers, Row, check_classes, check_parity
 from nin.gate.questions import (
     Plan,
@@ -30,13 +30,13 @@ from nin.gate.questions import (
     quick_plan,
     share_sizes,
 )
-from nin.gate.reference import Reference, compute_golden, compute_reference
-from nin.gate.runtimes import Runtime
-from nin.gate.runtimes.eager import run_module
-from nin.gate.runtimes.registry import CUDA_RUNTIMES, available_runtimes, open_runtime
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
 from nin.network.weights import save_weights
+from nin.reference.exact import Reference, compute_golden, compute_reference
+from nin.runtimes import Runtime
+from nin.runtimes.eager import run_module
+from nin.runtimes.registry import CUDA_RUNTIMES, available_runtimes, open_runtime
 from nin.samples import open_samples
 from nin.serve.server import PORTS, serve
 from tests.conftest import Script, export_all, vouch

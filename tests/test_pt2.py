@@ -16,22 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nin.artifact.golden import Golden, replay
+from nin.artifact.instruction_sets import best_instruction_set, check_instruction_set
+from nin.artifact.metadata import Metadata
+from nin.artifact.pt2_package import read_package, read_pt2_texts
 from nin.errors import CheckError, InputError
 from nin.export import instruction_sets, pt2_file
-from nin.export.artifact import Metadata
-from nin.export.instruction_sets import best_instruction_set, check_instruction_set
-from nin.export.pt2_file import (
-    Pt2Program,
-    compile_pt2,
-    read_package,
-    read_pt2_texts,
-    unfused_pt2,
-    write_pt2,
-)
-from nin.gate.golden import Golden, replay
-from nin.gate.runtimes.pt2 import Pt2Runtime
+from nin.export.pt2_file import Pt2Program, compile_pt2, unfused_pt2, write_pt2
 from nin.network.build import TrainedModel
 from nin.paths import ROOT
+from nin.runtimes.pt2 import Pt2Runtime
 from tests.packages import compile_graph, package, samples_of, with_text
 
 KINDS = ("lenet.pt2", "small.int8.pt2")  # the network in float32, the classifier in int8

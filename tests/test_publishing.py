@@ -17,9 +17,9 @@ import onnx
 import pytest
 import torch
 
+from nin.artifact.manifest import read_manifest, write_manifest
 from nin.contract import Contract, load_contract
 from nin.errors import CheckError, InputError
-from nin.export.artifact import read_manifest, write_manifest
 from nin.export.formats import FORMATS
 from nin.gate.proof import prove
 from nin.network.build import load_model

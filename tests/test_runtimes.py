@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from nin.errors import InputError
-from nin.gate.runtimes.ort import OrtRuntime
-from nin.gate.runtimes.registry import CPU_RUNTIMES, RUNTIMES, available_runtimes, open_runtime
-from nin.gate.runtimes.torchscript import TorchScriptRuntime
 from nin.network.build import TrainedModel
+from nin.runtimes.ort import OrtRuntime
+from nin.runtimes.registry import CPU_RUNTIMES, RUNTIMES, available_runtimes, open_runtime
+from nin.runtimes.torchscript import TorchScriptRuntime
 from tests.models import NETWORK
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

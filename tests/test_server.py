@@ -26,10 +26,10 @@ import nin.serve.server
 from nin.client import URLS, Client
 from nin.contract import Contract
 from nin.errors import InputError
-from nin.gate.reference import compute_reference
 from nin.images import encode_png
 from nin.network.build import TrainedModel
 from nin.paths import MODEL_REPOSITORY, ROOT, TRITON
+from nin.reference.exact import compute_reference
 from nin.releases import DEPLOYED
 from nin.samples import open_samples
 from nin.serve.repository import publish

@@ -29,10 +29,10 @@ from nin.client import URLS, Client, Protocol
 from nin.contract import Model, load_contract
 from nin.errors import ServerError
 from nin.gate.parity import check_concurrency
-from nin.gate.reference import Reference
-from nin.gate.runtimes.triton import TritonRuntime
 from nin.images import encode_png, encoded
 from nin.paths import NIN
+from nin.reference.exact import Reference
+from nin.runtimes.triton import TritonRuntime
 from nin.serve.server import Server
 
 Pixels = NDArray[np.uint8]

@@ -15,8 +15,8 @@ import pytest
 
 from nin.client import URLS, Client
 from nin.errors import InputError
-from nin.gate.reference import Reference
 from nin.images import encode_png, encoded
+from nin.reference.exact import Reference
 from nin.serve.server import PORTS, Server, serve
 
 CLIENTS = 8

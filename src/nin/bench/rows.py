@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nin.artifact.manifest import read_manifest, suffix_of
 from nin.bench.load import MOST_CALLS, Measured
 from nin.bench.worker import (
     EAGER,
@@ -29,14 +30,13 @@ from nin.bench.worker import (
 )
 from nin.contract import Contract, Model, Run
 from nin.errors import CheckError, InputError
-from nin.export.artifact import read_manifest, suffix_of
 from nin.export.formats import FORMATS
-from nin.gate.runtimes.cpp import cpp_tools_are_built
-from nin.gate.runtimes.openvino import openvino_is_installed
-from nin.gate.runtimes.registry import available_runtimes, open_runtime, open_served, suffixes_of
-from nin.gate.runtimes.triton import SERVER_RUNTIMES
 from nin.images import encode_idx
 from nin.paths import CPP_TOOLS
+from nin.runtimes.cpp import cpp_tools_are_built
+from nin.runtimes.openvino import openvino_is_installed
+from nin.runtimes.registry import available_runtimes, open_runtime, open_served, suffixes_of
+from nin.runtimes.triton import SERVER_RUNTIMES
 from nin.serve.configs import Layout, layout_for
 from nin.serve.repository import stage_alone
 from nin.serve.server import PORTS, Server, find_tritonserver, serve

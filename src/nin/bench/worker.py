@@ -119,8 +119,8 @@ def open_in_process(
         os.environ["OMP_NUM_THREADS"] = str(layout.threads)  # before torch is imported
     import torch
 
-    from nin.gate.runtimes.registry import open_runtime
-    from nin.gate.runtimes.threads import set_threads
+    from nin.runtimes.registry import open_runtime
+    from nin.runtimes.threads import set_threads
 
     if layout.threads:
         torch.set_num_threads(layout.threads)
@@ -138,9 +138,9 @@ def open_in_process(
 
 
 def _open_eager(folder: Path, weights: Path, graph: Graph) -> Run:
-    from nin.gate.runtimes.eager import run_module
     from nin.network.build import load_model
     from nin.network.classifier import Classifier
+    from nin.runtimes.eager import run_module
 
     model = load_model(folder, weights)
     module = Classifier(model.network, model.contract).eval()
@@ -151,7 +151,7 @@ def open_clients(
     url: str, protocol: client.Protocol, model: Model, clients: int, process: int
 ) -> Loaded:
     """Clients of a server's model, each with a connection of its own; `process` is the server."""
-    from nin.gate.runtimes.triton import TritonRuntime
+    from nin.runtimes.triton import TritonRuntime
 
     prepare = partial(PREPARE[protocol], url, model)
     run = TritonRuntime(url, model, None, protocol=protocol)

@@ -25,8 +25,8 @@ from nin.bench.rows import Opener, choose_rows, list_rows
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.files import make_folder, write_atomically
 from nin.gate.proof import REPORT
-from nin.gate.reference import compute_reference
 from nin.network.build import TrainedModel, load_model
+from nin.reference.exact import compute_reference
 from nin.samples import SampleSet, open_samples
 from nin.terminal import image_count, positive, short
 

@@ -31,12 +31,12 @@ from nin.evaluation import (
 )
 from nin.files import make_folder, write_atomically
 from nin.gate.parity import check_identity
-from nin.gate.reference import batch_for
-from nin.gate.runtimes import Runtime
-from nin.gate.runtimes.registry import RUNTIMES, open_runtime
 from nin.network.build import TrainedModel, load_model
 from nin.network.classifier import Preprocess
 from nin.paths import ROOT
+from nin.reference.exact import batch_for
+from nin.runtimes import Runtime
+from nin.runtimes.registry import RUNTIMES, open_runtime
 from nin.samples import SampleSet, open_samples
 from nin.terminal import image_count, short
 

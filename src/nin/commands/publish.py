@@ -13,12 +13,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from nin.artifact.manifest import read_manifest
 from nin.bench.tuning import choose, try_layouts, tuning_table
 from nin.client import Client
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.contract import Contract, load_contract, openvino_model
 from nin.errors import CheckError, InputError, ServerError
-from nin.export.artifact import read_manifest
 from nin.files import locked
 from nin.gate.proof import prove
 from nin.paths import MODEL_REPOSITORY

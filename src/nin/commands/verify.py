@@ -18,10 +18,10 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from nin.artifact.manifest import read_manifest
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.contract import Contract, Graph, Model, load_contract
 from nin.errors import CheckError, InputError
-from nin.export.artifact import read_manifest
 from nin.export.formats import ONNX
 from nin.files import make_folder, write_atomically
 from nin.gate.parity import (
@@ -45,19 +45,19 @@ from nin.gate.questions import (
 )
 from nin.gate.reduced import questions_of_file
 from nin.gate.releases import check_releases
-from nin.gate.runtimes import Runtime
-from nin.gate.runtimes.cpp import cpp_tools_are_built
-from nin.gate.runtimes.openvino import openvino_is_installed
-from nin.gate.runtimes.registry import (
+from nin.network.build import TrainedModel, load_model
+from nin.releases import triton_release
+from nin.runtimes import Runtime
+from nin.runtimes.cpp import cpp_tools_are_built
+from nin.runtimes.openvino import openvino_is_installed
+from nin.runtimes.registry import (
     RUNTIMES,
     available_runtimes,
     open_runtime,
     open_served,
     suffixes_of,
 )
-from nin.gate.runtimes.triton import SERVER_RUNTIMES
-from nin.network.build import TrainedModel, load_model
-from nin.releases import triton_release
+from nin.runtimes.triton import SERVER_RUNTIMES
 from nin.samples import SampleSet, open_samples
 from nin.serve.server import find_tritonserver, serve_artifacts
 from nin.terminal import image_count, natural, short, table

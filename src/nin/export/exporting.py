@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
+from nin.artifact.golden import GOLDEN_IMAGES, LEAST_IMAGES, Golden, replay
+from nin.artifact.manifest import MANIFEST, Entry, read_manifest, write_manifest
+from nin.artifact.metadata import Metadata
 from nin.contract import Graph
 from nin.errors import CheckError, InputError
-from nin.export.artifact import MANIFEST, Entry, Metadata, read_manifest, write_manifest
 from nin.export.formats import Format
 from nin.files import atomic_path, locked, make_folder
-from nin.gate.golden import GOLDEN_IMAGES, LEAST_IMAGES, Golden, replay
-from nin.gate.reduced import quantised_golden
-from nin.gate.reference import batch_for, compute_golden
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
+from nin.reference.exact import batch_for, compute_golden
+from nin.reference.quantised import quantised_golden
 from nin.samples import Pixels, open_calibration, open_samples
 from nin.terminal import short
 

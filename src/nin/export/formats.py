@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from nin.artifact.manifest import suffix_of
+from nin.artifact.pt2_package import read_pt2_texts
+from nin.artifact.texts import read_onnx_texts, read_torchscript_texts
 from nin.contract import Graph, Run
 from nin.export import int8_onnx, onnx_file, pt2_file, torchscript_file
-from nin.export.artifact import suffix_of
-from nin.gate.runtimes import Runtime
-from nin.gate.runtimes.ort import OrtRuntime, unfused
-from nin.gate.runtimes.pt2 import Pt2Runtime
-from nin.gate.runtimes.torchscript import TorchScriptRuntime
+from nin.runtimes import Runtime
+from nin.runtimes.ort import OrtRuntime, unfused
+from nin.runtimes.pt2 import Pt2Runtime
+from nin.runtimes.torchscript import TorchScriptRuntime
 
 Precision = Literal["float32", "int8"]
 Program = Any  # what a format compiles a module to, before the texts are with it
@@ -41,7 +43,7 @@ ONNX = Format(
     suffix=".onnx",
     compile=onnx_file.compile_onnx,
     write=onnx_file.write_onnx,
-    read_texts=onnx_file.read_onnx_texts,
+    read_texts=read_onnx_texts,
     open=OrtRuntime,
     versions=onnx_file.exporter_versions,
     opset=onnx_file.DEFAULT_OPSET,
@@ -65,7 +67,7 @@ TORCHSCRIPT = Format(
     suffix=".pt",
     compile=torchscript_file.compile_torchscript,
     write=torchscript_file.write_torchscript,
-    read_texts=torchscript_file.read_torchscript_texts,
+    read_texts=read_torchscript_texts,
     open=TorchScriptRuntime,
     versions=torchscript_file.exporter_versions,
 )
@@ -76,7 +78,7 @@ PT2 = Format(
     suffix=".pt2",
     compile=pt2_file.compile_pt2,
     write=pt2_file.write_pt2,
-    read_texts=pt2_file.read_pt2_texts,
+    read_texts=read_pt2_texts,
     open=Pt2Runtime,
     versions=pt2_file.exporter_versions,
     all_graphs=False,

@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from torch import nn
 
 from nin.contract import BATCH, Graph
@@ -90,14 +89,6 @@ def write_onnx(model: onnx.ModelProto, texts: dict[str, str]) -> bytes:
     """The file of a model with the texts as its `metadata_props`."""
     onnx.helper.set_model_props(model, texts)
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def read_onnx_texts(data: bytes) -> dict[str, str]:
-    """The `metadata_props` of a model; empty for bytes that aren't one."""
-    try:
-        return {p.key: p.value for p in onnx.load_from_string(data).metadata_props}
-    except DecodeError:
-        return {}
 
 
 def exporter_versions() -> dict[str, str]:

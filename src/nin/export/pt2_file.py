@@ -5,7 +5,6 @@ AOTInductor computes wrong outputs for some quantised networks without an error,
 """
 
 import io
-import json
 import logging
 import os
 import shutil
@@ -26,21 +25,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from nin.artifact.instruction_sets import InstructionSet, best_instruction_set
+from nin.artifact.pt2_package import Package, entry_point
 from nin.contract import BATCH, Graph, Outputs, Run
 from nin.errors import CheckError, InputError, first_line
-from nin.export.instruction_sets import InstructionSet, best_instruction_set
 from nin.export.int8_layers import MOST_CODE, Constant, Layer, layer_faults
-from nin.export.torchscript_file import read_torchscript_texts
-from nin.gate.runtimes import TIE
+from nin.reference.quantised import TIE
 
 # Any number of images is run in parts of these sizes, the largest first.
 BATCH_SIZES = (1, 4, 16)
 
 _aten, _quantized = torch.ops.aten, torch.ops.quantized_decomposed
 _WEIGHTED = (_aten.conv1d, _aten.conv2d, _aten.linear)  # what the quantizer takes, with its weights
-
-# What a package says of itself beside the metadata.
-_BATCH_SIZES, _INSTRUCTION_SET = "batch_sizes", "instruction_set"
 
 # torchao's least step of 2**-12 is more than one of 7 bits of many weights: it cost NiN 0.1 point.
 _LEAST_STEP = 1e-12
@@ -56,28 +52,6 @@ class Pt2Program:
     instruction_set: str
     libraries: dict[int, dict[str, bytes]]  # by batch size the files, by the ends of their names
     quantised: ExportedProgram | None  # what an int8 program was compiled from
-
-
-@dataclass(frozen=True)
-class Package:
-    """What a package says of itself."""
-
-    texts: dict[str, str]
-    batch_sizes: tuple[int, ...]
-    instruction_set: str
-
-    def parts(self, count: int) -> Iterator[slice]:
-        """Where to cut so many images into batches that there are libraries for."""
-        start = 0
-        for size in sorted(self.batch_sizes, reverse=True):
-            while count - start >= size:
-                yield slice(start, start + size)
-                start += size
-
-
-def entry_point(size: int) -> str:
-    """The name of the library for batches of a size."""
-    return f"batch_{size}"
 
 
 def compile_pt2(
@@ -117,10 +91,7 @@ def write_pt2(program: Pt2Program, texts: dict[str, str]) -> bytes:
     from torch.export.pt2_archive._package import package_pt2
 
     buffer = io.BytesIO()
-    own = {
-        _BATCH_SIZES: json.dumps(sorted(program.libraries)),
-        _INSTRUCTION_SET: program.instruction_set,
-    }
+    package = Package(texts, tuple(program.libraries), program.instruction_set)
     with tempfile.TemporaryDirectory() as folder:
         package_pt2(
             buffer,
@@ -129,36 +100,15 @@ def write_pt2(program: Pt2Program, texts: dict[str, str]) -> bytes:
                 entry_point(size): _write_files(files, Path(folder) / entry_point(size))
                 for size, files in program.libraries.items()
             },
-            extra_files={**texts, **own},
+            extra_files=package.to_texts(),
         )
     return buffer.getvalue()
-
-
-def read_package(data: bytes) -> Package:
-    """Raises InputError where the bytes aren't a package of this project."""
-    texts = read_torchscript_texts(data)
-    try:
-        sizes = json.loads(texts.pop(_BATCH_SIZES))
-        instructions = texts.pop(_INSTRUCTION_SET)
-        if 1 not in sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ValueError(f"batch sizes {sizes}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not a .pt2 package of this project ({error!r})") from error
-    return Package(texts, tuple(sizes), instructions)
-
-
-def read_pt2_texts(data: bytes) -> dict[str, str]:
-    """The texts that were written; empty for bytes that aren't a package of this project."""
-    try:
-        return read_package(data).texts
-    except InputError:
-        return {}
 
 
 def unfused_pt2(data: bytes, graph: Graph) -> tuple[Run, ...]:
     """The quantised graph of an int8 package in plain float32; then with its ties rounded up, down.
 
-    As nin.gate.runtimes.ort.unfused.
+    As nin.runtimes.ort.unfused.
     """
     archive = _without_machine_code(data)
     return tuple(_run(_load(archive), graph, 1 + sign * TIE) for sign in (0, -1, 1))

@@ -78,16 +78,6 @@ def _agree(found: torch.Tensor, right: torch.Tensor) -> bool:
     return found.shape == right.shape and torch.allclose(found, right, rtol=1e-3, atol=1e-4)
 
 
-def read_torchscript_texts(data: bytes) -> dict[str, str]:
-    """The extra files of an archive; empty for bytes that aren't one."""
-    try:
-        reader = torch._C.PyTorchFileReader(io.BytesIO(data))
-        records = [r for r in reader.get_all_records() if r.startswith("extra/")]
-        return {r.removeprefix("extra/"): reader.get_record(r).decode() for r in records}
-    except (RuntimeError, UnicodeDecodeError):
-        return {}
-
-
 def exporter_versions() -> dict[str, str]:
     return {name: version(name) for name in ("nin", "torch")}
 

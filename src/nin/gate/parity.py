@@ -18,8 +18,8 @@ from tqdm import tqdm
 from nin.contract import Graph, Outputs
 from nin.gate.questions import Batch, Plan, Questions, plan_batches
 from nin.gate.reduced import Losses, check_scale
-from nin.gate.reference import Reference, margins
-from nin.gate.runtimes import Runtime
+from nin.reference.exact import Reference, margins
+from nin.runtimes import Runtime
 from nin.terminal import table
 
 # Sizes of the calls that are made at once, each by a thread of its own.

@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
+from nin.artifact.golden import GOLDEN_IMAGES
+from nin.artifact.manifest import read_manifest
 from nin.contract import Contract
 from nin.errors import CheckError
-from nin.export.artifact import read_manifest
-from nin.gate.golden import GOLDEN_IMAGES
 from nin.gate.parity import check_parity, failures_of
 from nin.gate.questions import make_questions, quick_plan, seed_of_today
 from nin.gate.reduced import questions_of_file
-from nin.gate.runtimes.registry import open_runtime, runtime_of
 from nin.network.build import load_model
+from nin.runtimes.registry import open_runtime, runtime_of
 from nin.samples import open_samples
 from nin.terminal import short
 

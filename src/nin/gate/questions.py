@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nin.artifact.golden import GOLDEN_IMAGES, Golden
 from nin.contract import Graph, Int8
 from nin.decoder import decode
-from nin.gate.golden import GOLDEN_IMAGES, Golden
-from nin.gate.reference import Reference, batch_for, compute_golden, compute_reference
 from nin.gate.synthetic import synthetic_images
 from nin.images import encode_png
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
+from nin.reference.exact import Reference, batch_for, compute_golden, compute_reference
 from nin.samples import SampleSet
 
 Batch = NDArray[np.intp]  # indices of images

@@ -5,36 +5,22 @@ that is further off than float32's rounding explains computes something else: it
 scales otherwise. And those right answers may be off the network's only so far.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from nin.contract import Graph, Int8, Outputs, Run
-from nin.export.artifact import read_artifact
+from nin.artifact.manifest import read_artifact
+from nin.contract import Graph, Int8, Run
 from nin.export.formats import FORMATS
-from nin.gate.golden import Golden
 from nin.gate.questions import Questions
-from nin.gate.reference import Reference, margins
 from nin.network.build import TrainedModel
-
-# A runtime may be off the quantised graph by this many times what rounding its ties otherwise does:
-# each moves an activation by a step, and those after it.
-BUDGET_FACTOR = 2
-
-# The last place of 8 bits, relative to the largest output.
-_LAST_PLACE = 1 / 127
-
-# On average a runtime may be off by what rounding all ties otherwise does, or by this many last
-# places. Of NiN that is 0.008; right kernels are off by 0.001 to 0.002, and one layer's scale that
-# is off by 2 % makes 0.012 to 0.027, whichever layer.
-_MEAN = 1 / 8
+from nin.reference.exact import Reference, margins
+from nin.reference.quantised import quantised_golden, with_budget
 
 # The logits of a runtime are those of the quantised graph times a number this near to 1.
 _SCALE_ERROR = 0.005
@@ -44,13 +30,6 @@ _MANY = 10_000
 _STANDARD_ERRORS = 3
 
 _BATCH = 16
-
-
-def quantised_golden(runs: tuple[Run, ...], graph: Graph, golden: Golden) -> Golden:
-    """The vectors of a quantised file: the same images, the quantised graph's own outputs."""
-    outputs, budget, _ = _with_budget(runs, [partial(golden.batch, graph)])
-    outputs = {name: values.astype(np.float64) for name, values in outputs.items()}
-    return Golden(golden.inputs, outputs, budget)
 
 
 def questions_of_file(
@@ -86,7 +65,7 @@ def quantised_questions(
     count = len(exact.pixels)
     parts = np.split(np.arange(count), range(_BATCH, count, _BATCH))
     batches = [partial(questions.batch, graph, part) for part in parts]
-    outputs, budget, mean_budget = _with_budget(runs, batches)
+    outputs, budget, mean_budget = with_budget(runs, batches)
     golden = quantised_golden(runs, graph, questions.golden[graph.name])
     return replace(
         questions,
@@ -96,27 +75,6 @@ def quantised_questions(
         faults=tuple(faults),
         mean_budget=mean_budget,
     )
-
-
-def _with_budget(
-    runs: tuple[Run, ...], batches: Sequence[Callable[[], NDArray[Any]]]
-) -> tuple[Outputs, dict[str, float], float]:
-    """The outputs, the largest error allowed of each, and the mean error allowed of the logits."""
-    outputs, *others = (_run(run, batches) for run in runs)
-    budget = {}
-    for name, values in outputs.items():
-        differences = [float(np.abs(other[name] - values).max()) for other in others]
-        last_place = _LAST_PLACE * float(np.abs(values).max())
-        budget[name] = BUDGET_FACTOR * max(last_place, *differences)
-    logits = outputs["logits"]
-    means = [float(np.abs(other["logits"] - logits).mean()) for other in others]
-    return outputs, budget, max(*means, _MEAN * _LAST_PLACE * float(np.abs(logits).max()))
-
-
-def _run(run: Run, batches: Sequence[Callable[[], NDArray[Any]]]) -> Outputs:
-    bar = tqdm(batches, "the quantised graph in float32", disable=None, leave=False)
-    outputs = [run(batch()) for batch in bar]
-    return {name: np.concatenate([o[name] for o in outputs]) for name in outputs[0]}
 
 
 def scale_of(logits: NDArray[np.floating], right: NDArray[np.floating]) -> float:

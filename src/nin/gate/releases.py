@@ -14,18 +14,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from nin.artifact.manifest import read_artifact, read_manifest, suffix_of
+from nin.artifact.metadata import Metadata
 from nin.contract import Graph, Outputs
 from nin.errors import CheckError, InputError, first_line
-from nin.export.artifact import Metadata, read_artifact, read_manifest, suffix_of
 from nin.export.formats import INT8_ONNX, ONNX, TORCHSCRIPT, format_of
 from nin.gate.parity import Row, check_parity
 from nin.gate.questions import Questions, quick_plan
 from nin.gate.reduced import questions_of_file
-from nin.gate.runtimes import release_runner
-from nin.gate.runtimes.release_runner import receive, send
 from nin.network.build import TrainedModel
 from nin.paths import ROOT
 from nin.releases import TritonRelease, triton_release
+from nin.runtimes import release_runner
+from nin.runtimes.release_runner import receive, send
 from nin.terminal import short
 
 FOLDER = ROOT / ".releases"

@@ -15,19 +15,13 @@ from pathlib import Path
 from google.protobuf.text_format import ParseError
 from tqdm import tqdm
 
+from nin.artifact.golden import Golden, replay
+from nin.artifact.manifest import MANIFEST, Entry, read_artifact, read_manifest, write_manifest
+from nin.artifact.metadata import Metadata
 from nin.contract import ENCODED_IMAGE, Contract, Model, served_file
 from nin.errors import CheckError, InputError
-from nin.export.artifact import (
-    MANIFEST,
-    Entry,
-    Metadata,
-    read_artifact,
-    read_manifest,
-    write_manifest,
-)
 from nin.export.formats import FORMATS
 from nin.files import locked, make_folder, sweep, temporary_path, write_atomically
-from nin.gate.golden import Golden, replay
 from nin.images import encode_png
 from nin.serve.configs import (
     CONFIG,

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.gate.runtimes.openvino import FLOAT32, import_openvino, reason_of
+from nin.runtimes.openvino import FLOAT32, import_openvino, reason_of
 from nin.serve.backends.batching import (
     INVALID_ARG,
     Answer,

@@ -4,12 +4,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from nin.artifact.golden import Golden
 from nin.contract import Outputs
-from nin.gate.golden import Golden
-
-# By how much, relatively, a quantised graph's scales are changed to round its ties otherwise: more
-# than what float32 rounds, in sums of thousands of products.
-TIE = 1e-5
 
 
 class Runtime(Protocol):

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
+from nin.artifact.manifest import read_artifact
 from nin.contract import Graph, Model
 from nin.errors import InputError
-from nin.export.artifact import read_artifact
-from nin.gate.runtimes import Runtime
-from nin.gate.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_are_built
-from nin.gate.runtimes.eager import EagerRuntime
-from nin.gate.runtimes.openvino import OpenVinoRuntime, openvino_is_installed
-from nin.gate.runtimes.ort import OrtRuntime
-from nin.gate.runtimes.pt2 import Pt2Runtime
-from nin.gate.runtimes.threads import threads
-from nin.gate.runtimes.torchscript import TorchScriptRuntime
-from nin.gate.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
 from nin.network.build import TrainedModel
+from nin.runtimes import Runtime
+from nin.runtimes.cpp import CppTritonRuntime, LibTorchRuntime, cpp_tools_are_built
+from nin.runtimes.eager import EagerRuntime
+from nin.runtimes.openvino import OpenVinoRuntime, openvino_is_installed
+from nin.runtimes.ort import OrtRuntime
+from nin.runtimes.pt2 import Pt2Runtime
+from nin.runtimes.threads import threads
+from nin.runtimes.torchscript import TorchScriptRuntime
+from nin.runtimes.triton import SERVER_RUNTIMES, TritonRuntime
 
 Open = Callable[[Path, Graph, str], Runtime]  # from the file of an export, on a device
 

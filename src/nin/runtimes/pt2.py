@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nin.artifact.instruction_sets import check_instruction_set
+from nin.artifact.metadata import Metadata
+from nin.artifact.pt2_package import entry_point, read_package
 from nin.contract import Graph, Outputs
 from nin.errors import InputError, first_line
-from nin.export.artifact import Metadata
-from nin.export.instruction_sets import check_instruction_set
-from nin.export.pt2_file import entry_point, read_package
 
 
 class Pt2Runtime:

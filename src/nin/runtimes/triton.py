@@ -13,7 +13,7 @@ from nin.images import encode_png, encoded
 SERVER_RUNTIMES: dict[str, Protocol] = {
     "triton-http": "http",
     "triton-grpc": "grpc",
-    "triton-cpp": "http",  # the C++ client, nin.gate.runtimes.cpp
+    "triton-cpp": "http",  # the C++ client, nin.runtimes.cpp
 }
 
 _DTYPES = {"BYTES": "object", "FP32": "float32", "UINT8": "uint8"}

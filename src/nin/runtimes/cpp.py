@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nin.artifact.manifest import read_artifact
+from nin.artifact.metadata import Metadata
+from nin.artifact.texts import read_torchscript_texts
 from nin.contract import Graph, Model, Outputs
 from nin.errors import InputError
-from nin.export.artifact import Metadata, read_artifact
-from nin.export.torchscript_file import read_torchscript_texts
-from nin.gate.runtimes.triton import TritonRuntime
 from nin.images import encode_idx
 from nin.paths import CPP_TOOLS
+from nin.runtimes.triton import TritonRuntime
 
 
 def cpp_tools_are_built() -> bool:

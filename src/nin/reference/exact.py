@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nin.artifact.golden import Golden, golden_count, graph_input, normalise
 from nin.contract import Graph, Outputs
 from nin.errors import CheckError
-from nin.gate.golden import Golden, golden_count, graph_input, normalise
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from nin.artifact.metadata import Metadata
+from nin.artifact.texts import read_onnx_texts
 from nin.contract import Graph, Outputs
 from nin.errors import InputError
-from nin.export.artifact import Metadata
-from nin.export.onnx_file import read_onnx_texts
 
 # A CPU with bfloat16 would compute in that: what is proven here is float32.
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}

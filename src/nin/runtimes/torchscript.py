@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from nin.artifact.metadata import METADATA_KEYS, Metadata
 from nin.contract import Graph, Outputs
 from nin.errors import InputError
-from nin.export.artifact import METADATA_KEYS, Metadata
-from nin.gate.runtimes.eager import run_module
 from nin.network.torch_settings import ignore_deprecations
+from nin.runtimes.eager import run_module
 
 
 class TorchScriptRuntime:

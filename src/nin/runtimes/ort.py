@@ -8,11 +8,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from nin.artifact.metadata import Metadata
 from nin.contract import Graph, Outputs, Run
 from nin.errors import InputError
-from nin.export.artifact import Metadata
-from nin.gate.runtimes import TIE
-from nin.gate.runtimes.threads import threads
+from nin.reference.quantised import TIE
+from nin.runtimes.threads import threads
 
 _PROVIDERS: dict[str, list[Any]] = {
     "cpu": ["CPUExecutionProvider"],
