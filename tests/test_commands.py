@@ -33,6 +33,8 @@ def test_a_commands_help_begins_with_commands_to_type(nin: Script, name: str) ->
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"usage: nin {name} ")
     assert f"\nnin {name} " in ended.out
+    assert "default: None" not in ended.out
+    assert "default: False" not in ended.out
     assert str(importlib.import_module(f"nin.commands.{name}").__doc__) in ended.out
 
 

@@ -94,13 +94,16 @@ def _lost(error: OSError) -> tuple[int, str]:
 
 
 def parser(docstring: str | None, *, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser that shows the script's docstring, its example included, and all defaults."""
+    """A parser that shows the script's docstring, its example included, and the defaults."""
+    return argparse.ArgumentParser(prog=prog, description=docstring, formatter_class=_Formatter)
 
-    class Formatter(
-        argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
-    ): ...
 
-    return argparse.ArgumentParser(prog=prog, description=docstring, formatter_class=Formatter)
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" and a flag's "(default: False)" say nothing
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def image_count(text: str) -> int | None:

@@ -68,7 +68,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
 def _add_layout_options(options: argparse.ArgumentParser) -> None:
     group = options.add_argument_group(
         "the server's machine",
-        "Any of these writes the models' config.pbtxt anew. Without them those that are there "
+        "Any of these writes the models' config.pbtxt anew. Without them those that are there\n"
         "stay, and new ones are for this machine: an instance per core with one thread each.",
     )
     group.add_argument("--cores", type=positive, metavar="N", help="how many it has")
@@ -78,10 +78,13 @@ def _add_layout_options(options: argparse.ArgumentParser) -> None:
     group.add_argument("--gpu", action="store_true", help="one instance of each model on the GPU")
     group.add_argument(
         "--tune", nargs="?", const="", metavar="MODEL",
-        help="this one, tuned: try some layouts of a served model, the classifier if not given",
+        help="measure some layouts of this model, the classifier if not given, and write the best",
     )  # fmt: skip
     group.add_argument(
-        "--latency-ms", type=positive, metavar="P95", help="--tune only chooses what is within it"
+        "--latency-ms",
+        type=positive,
+        metavar="P95",
+        help="--tune chooses only among layouts within it",
     )
     group.add_argument(
         "--clients", type=positive, default=16, metavar="N",

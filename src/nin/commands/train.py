@@ -56,11 +56,17 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--recipe", choices=RECIPES, default="best", help="how to train")
     options.add_argument("--epochs", type=positive, help="instead of the recipe's")
     options.add_argument(
-        "--batch-size", type=positive, help="images to a step, over all processes; the recipe's"
+        "--batch-size",
+        type=positive,
+        help="images to a step, of all processes together, instead of the recipe's",
     )
     options.add_argument("--lr", type=rate, help="peak learning rate, instead of the recipe's")
     options.add_argument("--dropout", type=share, help="instead of the recipe's")
-    options.add_argument("--crop-until", type=share, help="share of the steps on small crops")
+    options.add_argument(
+        "--crop-until",
+        type=share,
+        help="share of the steps that train on small crops, instead of the recipe's",
+    )
     options.add_argument("--seed", type=seed, default=0, help="of weights, order, augmentation")
     add_device_options(options)
     options.add_argument(
@@ -82,7 +88,9 @@ def add_options(options: argparse.ArgumentParser) -> None:
         help="start from these finished weights; mind the --lr",
     )
     options.add_argument(
-        "--output", type=Path, help="folder for weights, checkpoint, log and curves; runs/RECIPE"
+        "--output",
+        type=Path,
+        help="folder for weights, checkpoint, log and curves; runs/RECIPE if not given",
     )
     there = options.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="go on with the run in --output")
