@@ -468,9 +468,11 @@ def questions(model: TrainedModel) -> Questions:
     return make_questions(model, open_samples(CONTRACT), count=16, seed=1)
 
 
-def judge(runtime: Runtime, questions: Questions, *plans: Plan) -> list[str]:
+def judge(
+    runtime: Runtime, questions: Questions, *plans: Plan, graph: Graph = CLASSIFIER
+) -> list[str]:
     """The failures of all rows of one file."""
-    rows = (check_parity("x", runtime, CLASSIFIER, questions, plan) for plan in plans)
+    rows = (check_parity("x", runtime, graph, questions, plan) for plan in plans)
     return [failure for row in rows for failure in row.failures]
 
 
@@ -526,6 +528,9 @@ def spoilt_where(
         (lambda p: (p[:, -1, -1] == 255) & (p.mean((1, 2)) < 1), "image `bottom right corner"),
         (lambda p: (p[:, 0, 5] == 255) & (p.mean((1, 2)) < 10), "image `top edge alone on 0"),
         (lambda p: np.abs(np.diff(p, axis=2)).min((1, 2)) == 255, "image `"),
+        (lambda p: (p.max((1, 2)) > 15) & (p.max((1, 2)) < 64), "image `"),
+        (lambda p: (p.max((1, 2)) == 102) & (p.std((1, 2)) > 0), "image `sample 0 dimmed to 40 %"),
+        (lambda p: (p.min((1, 2)) == 204) & (p.std((1, 2)) > 10), "image `sample 0 in light grey"),
     ],
 )
 @pytest.mark.parametrize("by", [1e-3, np.nan])
@@ -550,6 +555,31 @@ def test_closes_on_a_pixel_that_is_ignored(
     runtime = Wrapped(model, CLASSIFIER, lambda outputs: outputs, ignore)
     failures = judge(runtime, questions, Plan((1, 32), turns=1))
     assert any(f.startswith("budget: logits of ") for f in failures)
+
+
+def test_closes_on_images_that_only_the_network_alone_is_sent(
+    questions: Questions, model: TrainedModel
+) -> None:
+    """The classifier's resizing smooths what it is given; an application may send sharper ones."""
+
+    def blind(image: NDArray[Any]) -> NDArray[Any]:
+        sharp = np.abs(np.diff(image, axis=3)).max((1, 2, 3)) > 0.5
+        return image * ~sharp[:, None, None, None]
+
+    runtime = Wrapped(model, NETWORK, lambda outputs: outputs, blind)
+    failures = judge(runtime, questions, Plan((1, 16), turns=1), graph=NETWORK)
+    assert "`, not resized" in failures[0]
+    assert failures[0].startswith("budget: logits of ")
+
+
+@pytest.mark.parametrize("alike", [np.all, np.any])
+def test_closes_on_images_that_come_twice_in_a_batch(questions: Questions, alike: Any) -> None:
+    def spoil(batch: NDArray[Any], outputs: Outputs) -> Outputs:
+        wrong = len(batch) > 1 and alike((batch[:1] == batch[1:]).all((1, 2)))
+        return {**outputs, "logits": outputs["logits"] + np.float32(wrong)}
+
+    failures = judge(Remembering(questions.reference, spoil), questions, QUICK)
+    assert any(failure.startswith("budget: logits of ") for failure in failures)
 
 
 def edited(golden: Golden, **changed: Any) -> Golden:
@@ -592,6 +622,7 @@ def test_the_seed_chooses_the_images(
         "nin.gate.questions.compute_reference", lambda model, images: Reference(images, {}, {})
     )
     monkeypatch.setattr("nin.gate.questions.compute_golden", lambda model, graph, images: None)
+    monkeypatch.setattr("nin.gate.questions._sharp_images", lambda model, seed: None)
     samples = open_samples(CONTRACT)
 
     def ask(count: int, seed: int) -> Questions:
@@ -606,7 +637,7 @@ def test_the_seed_chooses_the_images(
     assert first.classes[0] == labels[index]
     everything = ask(len(pixels), 1)
     np.testing.assert_array_equal(everything.reference.pixels[: len(pixels)], pixels)
-    assert len(np.unique(everything.reference.pixels[len(pixels) :], axis=0)) == 47
+    assert len(np.unique(everything.reference.pixels[len(pixels) :], axis=0)) == 55
 
 
 # The script
@@ -632,23 +663,24 @@ def test_exit_code_1_and_the_reason_when_closed(
 
 
 def test_the_report_says_what_was_judged_and_asked(
-    artifacts: Path, tmp_path: Path, script: Script, few_sizes: None
+    lenet: Contract, lenet_artifacts: Path, tmp_path: Path, script: Script
 ) -> None:
     """Beside the artifacts, where publishing looks for it."""
-    folder = Path(shutil.copytree(artifacts, tmp_path / "a"))
-    options = ("--images", 4, "--seed", 7, "--runtimes", "eager", "onnxruntime", "--graph", "nin")
-    ended = script(VERIFY, "--artifacts", folder, *options)
+    folder = Path(shutil.copytree(lenet_artifacts, tmp_path / "a"))
+    options = ("--model", lenet.folder, "--artifacts", folder, "--images", 4, "--seed", 7)
+    ended = script(VERIFY, *options, "--runtimes", "eager", "onnxruntime", "--graph", "lenet")
     assert (ended.code, ended.err) == (0, "")
-    assert "4 of 10000 samples, chosen by --seed 7" in ended.out
+    assert "4 of 16 samples, chosen by --seed 7" in ended.out
     data = json.loads((folder / "parity.json").read_text())
-    digest = hashlib.sha256((folder / "nin.onnx").read_bytes()).hexdigest()
-    assert data["artifacts"] == {"nin.onnx": digest}
+    digest = hashlib.sha256((folder / "lenet.onnx").read_bytes()).hexdigest()
+    assert (data["artifacts"], data["refused"]) == ({"lenet.onnx": digest}, {})
     assert (data["images"], data["seed"]) == (4, 7)
     assert "--seed 7 " in data["command"]
-    assert data["rows"][1]["sizes"] == [1, 3]
-    assert data["rows"][1]["asked"] >= 4 + 47
+    sizes = lenet.network_graph.max_batch
+    assert data["rows"][1]["sizes"] == [*range(1, sizes + 1)]
+    assert data["rows"][1]["asked"] >= sizes * (sizes + 1) / 2
     assert (
-        "4 samples by seed 7, and synthetic ones; files judged: nin.onnx "
+        "4 samples by seed 7, and synthetic ones; files judged: lenet.onnx "
         in (folder / "parity.md").read_text()
     )
 

@@ -18,7 +18,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from nin.artifact.manifest import read_manifest
+from nin.artifact.manifest import read_artifact, read_manifest
 from nin.commands.options import ARTIFACTS_HELP, add_model_options, artifacts_of
 from nin.contract import Contract, Graph, Model, load_contract
 from nin.errors import CheckError, InputError
@@ -33,7 +33,7 @@ from nin.gate.parity import (
     report,
     table_rows,
 )
-from nin.gate.proof import REPORT
+from nin.gate.proof import REPORT, manifest_faults, refused_files
 from nin.gate.questions import (
     Plan,
     Questions,
@@ -132,18 +132,11 @@ def execute(args: argparse.Namespace) -> None:
     every = args.runtimes is None
     args.runtimes = args.runtimes or (*available_runtimes(), *available_servers())
     asked = plan_rows(args, contract, every=every)
-    digests = judged_files(args, asked)
+    digests = judged_files(args, contract, asked)
     report_base = report_path(args)
     make_folder(report_base.parent)  # now, not after minutes of work
     model = load_model(args.model, args.weights)
-    runtimes = [
-        (
-            row,
-            open_runtime(row.runtime, row.graph, row.suffix, artifacts=args.artifacts, model=model),
-        )
-        for row in asked
-        if not row.model
-    ]
+    runtimes = [(row, open_row(args, row, model)) for row in asked if not row.model]
     questions = questions_of(args, model, samples)
 
     @cache
@@ -152,7 +145,9 @@ def execute(args: argparse.Namespace) -> None:
             return as_files(questions, model)
         return questions_of_file(questions, graph, suffix, args.artifacts, model)
 
-    def check(row: Asked, runtime: Runtime) -> Row:
+    def check(row: Asked, runtime: Runtime | Row) -> Row:
+        if isinstance(runtime, Row):
+            return runtime
         assert row.plan is not None
         graph = contract.graphs.get(row.graph.name, row.graph)  # with the batches of the file
         asked_of_row = questions_for(graph, row.suffix)
@@ -162,9 +157,11 @@ def execute(args: argparse.Namespace) -> None:
     if served := [row for row in asked if row.model]:
         rows += check_servers(args, contract, served, check)
     print(table(HEADER, table_rows(rows)))
-    if digests != judged_files(args, asked):
+    if digests != judged_files(args, contract, asked):
         raise InputError(f"{args.artifacts} has changed meanwhile: run the gate again")
-    write_report(args, rows, digests, model.weights_sha256, report_base)
+    files = {file_of(contract, row) for row in asked if row.suffix and not is_remote(args)}
+    asked_files = digests_of(args.artifacts, files)
+    write_report(args, rows, digests, asked_files, model.weights_sha256, report_base)
     require_open(rows)
     print("The gate is open: every runtime answers like the trained network.")
 
@@ -208,9 +205,40 @@ class Asked:
         return f"{self.runtime} {self.model.backend}" if self.model else self.runtime
 
     @property
+    def runs_whole_batches(self) -> bool:
+        """Whether the file gets each batch as it is asked, so that its size proves something.
+
+        Eager runs no file, and LibTorch cuts what it gives TorchScript into smaller batches.
+        """
+        return self.suffix is not None and (self.runtime, self.suffix) != ("libtorch", ".pt")
+
+    @property
     def file(self) -> str | None:
         """What a row of this process runs."""
         return f"{self.graph.name}{self.suffix}" if self.suffix and not self.model else None
+
+
+def open_row(args: argparse.Namespace, row: Asked, model: TrainedModel) -> Runtime | Row:
+    """The runtime; or a row that failed, where it can't load the file.
+
+    Raises InputError where the file isn't there, or the runtime isn't.
+    """
+    if row.file:
+        read_artifact(args.artifacts, row.file)
+    try:
+        if row.suffix and (faults := manifest_faults(args.artifacts, row.graph, row.suffix)):
+            return failed(row, *faults)
+        return open_runtime(
+            row.runtime, row.graph, row.suffix, artifacts=args.artifacts, model=model
+        )
+    except (InputError, CheckError) as error:
+        if row.runtime not in available_runtimes():
+            raise
+        return failed(row, f"it can't be loaded: {error}")
+
+
+def failed(row: Asked, *reasons: str) -> Row:
+    return Row(row.name, row.graph.name, 0, {}, failures=[*reasons], format=row.suffix or "-")
 
 
 def plan_rows(args: argparse.Namespace, contract: Contract, *, every: bool) -> list[Asked]:
@@ -244,11 +272,13 @@ def plan_rows(args: argparse.Namespace, contract: Contract, *, every: bool) -> l
     ]
     if not rows:
         raise InputError(f"nothing to check: none of the runtimes named runs {args.graph}")
-    kinds = [(row.graph.max_batch, sharing_of(args, contract, row)) for row in rows]
-    plans = {kind: iter(share_sizes(kinds.count(kind), kind[0])) for kind in kinds}
-    # eager is asked less: it is what was trained, nothing that is deployed
+    kinds = [
+        (row.graph.max_batch, sharing_of(args, contract, row)) if row.runs_whole_batches else None
+        for row in rows
+    ]
+    plans = {kind: iter(share_sizes(kinds.count(kind), kind[0])) for kind in kinds if kind}
     return [
-        replace(row, plan=next(plans[kind]) if row.suffix else quick_plan(kind[0]))
+        replace(row, plan=next(plans[kind]) if kind else quick_plan(row.graph.max_batch))
         for row, kind in zip(rows, kinds, strict=True)
     ]
 
@@ -271,17 +301,36 @@ def suffixes_to_check(
 
 def sharing_of(args: argparse.Namespace, contract: Contract, row: Asked) -> object:
     """What rows have in common that run the same file by the same library on the same device."""
-    name = contract.name if row.model == contract.ensemble else row.graph.name
     openvino = "openvino" in (row.runtime, row.model and row.model.backend)
-    # a server that runs already may serve another file of that name
     other_file = is_remote(args) and row.model
-    return name, row.suffix, openvino, row.runtime.endswith("-cuda"), other_file
+    return file_of(contract, row), openvino, row.runtime.endswith("-cuda"), other_file
 
 
-def judged_files(args: argparse.Namespace, asked: list[Asked]) -> dict[str, str]:
-    """The SHA-256 of files that are judged whole: a server shows no golden vectors."""
-    files = {row.file for row in asked if row.file}
-    entries = read_manifest(args.artifacts) if files else {}
+def file_of(contract: Contract, row: Asked) -> str:
+    """The export behind a row; a server that runs already may serve another one of that name."""
+    name = contract.name if row.model == contract.ensemble else row.graph.name
+    return f"{name}{row.suffix}"
+
+
+def judged_files(
+    args: argparse.Namespace, contract: Contract, asked: list[Asked]
+) -> dict[str, str]:
+    """The SHA-256 of files that are judged whole: with their golden vectors, and every size."""
+    sizes: dict[str, set[int]] = {}
+    for row in asked:
+        if row.plan and row.runs_whole_batches and not (row.model and is_remote(args)):
+            sizes.setdefault(file_of(contract, row), set()).update(row.plan.sizes)
+    whole = {
+        row.file  # a server shows no golden vectors
+        for row in asked
+        if row.file and sizes.get(row.file, set()) >= set(range(1, row.graph.max_batch + 1))
+    }
+    return digests_of(args.artifacts, whole)
+
+
+def digests_of(artifacts: Path, files: set[str]) -> dict[str, str]:
+    """The SHA-256 of those of the files that the manifest lists."""
+    entries = read_manifest(artifacts) if files else {}
     return {file: entries[file].sha256 for file in sorted(files) if file in entries}
 
 
@@ -294,22 +343,22 @@ def check_servers(
     args: argparse.Namespace,
     contract: Contract,
     asked: list[Asked],
-    check: Callable[[Asked, Runtime], Row],
+    check: Callable[[Asked, Runtime | Row], Row],
 ) -> list[Row]:
     """One row for each model and protocol of the server."""
     try:
         with servers(args, contract) as (urls, weights_sha256):
-            return [
-                check(row, open_served(row.runtime, urls[row.runtime], row.model, weights_sha256))
-                for row in asked
-                if row.model
-            ]
+            return [check(row, open_served_row(row, urls, weights_sha256)) for row in asked]
     except CheckError as error:
-        failures = [f"the artifacts can't be served: {error}"]
-        return [
-            Row(row.name, row.graph.name, 0, {}, failures=failures, format=row.suffix or "-")
-            for row in asked
-        ]
+        return [failed(row, f"the artifacts can't be served: {error}") for row in asked]
+
+
+def open_served_row(row: Asked, urls: dict[str, str], weights_sha256: str | None) -> Runtime | Row:
+    assert row.model is not None
+    try:
+        return open_served(row.runtime, urls[row.runtime], row.model, weights_sha256)
+    except CheckError as error:
+        return failed(row, f"it can't be asked: {error}")
 
 
 @contextmanager
@@ -341,21 +390,27 @@ def write_report(
     args: argparse.Namespace,
     rows: list[Row],
     artifacts: dict[str, str],
+    asked: dict[str, str],
     weights_sha256: str,
     base: Path,
 ) -> None:
+    """Args: artifacts: those that were judged whole, of all that were asked."""
     about = {
         "command": f"nin verify --model {short(args.model)} --images {args.images or 'all'} "
         f"--seed {args.seed} --runtimes {' '.join(args.runtimes)} --graph {args.graph}",
         "artifacts": artifacts,
         "images": args.images or "all",
         "seed": args.seed,
+        "runtimes": args.runtimes,
         "weights_sha256": weights_sha256,
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("nin", "torch", "onnx")},
     }
+    path = base.with_name(f"{base.name}.json")
     data = report(rows, about)
-    write_atomically(base.with_name(f"{base.name}.json"), json.dumps(data, indent=2).encode())
+    listed = {entry.sha256 for entry in read_manifest(args.artifacts).values()}
+    data["refused"] = refused_files(path, data, asked, listed)
+    write_atomically(path, json.dumps(data, indent=2).encode())
     page = markdown(rows, about)
     write_atomically(base.with_name(f"{base.name}.md"), page.encode())
     print(f"Report: {short(base)}.json, {short(base)}.md")

@@ -89,10 +89,10 @@ def check_parity(
     Args:
         suffix: of the file that it runs.
     """
-    reference = questions.reference
-    budget = {t.name: reference.budget[t.name] for t in graph.outputs}
+    questions = questions.of(graph)
+    budget = {t.name: questions.reference.budget[t.name] for t in graph.outputs}
     row = Row(name, graph.name, questions.samples, budget, plan.sizes, format=suffix)
-    batches = plan_batches(len(reference.pixels), plan, questions.seed)
+    batches = plan_batches(questions.count, plan, questions.seed)
     outputs: list[Outputs] = []
     try:
         row.failures += check_identity(
@@ -269,7 +269,7 @@ def check_concurrency(runtime: Runtime, graph: Graph, questions: Questions) -> I
     reference = questions.reference
     sizes = [min(size, graph.max_batch) for size in _AT_ONCE]
     batches = [
-        np.arange(end - size, end) % len(reference.pixels)
+        np.arange(end - size, end) % questions.count
         for end, size in zip(np.cumsum(sizes), sizes, strict=True)
     ]
 

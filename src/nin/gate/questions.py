@@ -8,19 +8,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nin.artifact.golden import GOLDEN_IMAGES, Golden
+from nin.artifact.golden import GOLDEN_IMAGES, Golden, normalise
 from nin.contract import Graph, Int8
 from nin.decoder import decode
-from nin.gate.synthetic import synthetic_images
+from nin.gate.synthetic import sharp_images, synthetic_images
 from nin.images import encode_png
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
-from nin.reference.exact import Reference, batch_for, compute_golden, compute_reference
+from nin.reference.exact import (
+    Reference,
+    batch_for,
+    compute_golden,
+    compute_network_reference,
+    compute_reference,
+)
 from nin.samples import SampleSet
 
 Batch = NDArray[np.intp]  # indices of images
 
 _FEW_SIZES = (1, 2, 3, 7, 16)
+_FEW = 4  # images, of a batch that has some twice
+
+
+@dataclass(frozen=True)
+class Sharp:
+    """Images for the network alone that no resizing has smoothed, and what is right for them."""
+
+    images: NDArray[np.float32]  # (M, C, H, W)
+    names: tuple[str, ...]
+    logits: NDArray[np.float64]
+    budget: float
 
 
 @dataclass(frozen=True)
@@ -38,15 +55,45 @@ class Questions:
     preprocess: Preprocess
     int8: Int8  # what quantising may cost
     pictures: NDArray[np.uint8] | None = None  # the files' pixels before they are decoded
+    sharp: Sharp | None = None  # more images, for the network alone
+    unresized: NDArray[np.float32] | None = None  # of `sharp`, once they are among the images
     # of int8 the network's own answers; `reference` is the quantised graph's then
     exact: Reference | None = None
     mean_budget: float = 0.0  # of int8, for the logits
     faults: tuple[str, ...] = ()  # of the file, whichever runtime is asked
 
+    def of(self, graph: Graph) -> "Questions":
+        """Those for `graph`: the network is asked the sharp images too, after the others."""
+        if graph.image is None or self.sharp is None:
+            return self
+        reference, sharp = self.reference, self.sharp
+        logits = np.concatenate([reference.outputs["logits"], sharp.logits])
+        budget = {"logits": max(reference.budget["logits"], sharp.budget)}
+        return replace(
+            self,
+            reference=replace(reference, outputs={"logits": logits}, budget=budget),
+            names=(*self.names, *sharp.names),
+            sharp=None,
+            unresized=sharp.images,
+        )
+
+    @property
+    def count(self) -> int:
+        """Of the images."""
+        return len(self.names)
+
     def batch(self, graph: Graph, indices: Batch) -> NDArray[Any]:
         """These images in the form that `graph` takes."""
         images = self.reference.pixels if self.pictures is None else self.pictures
-        return batch_for(self.preprocess, graph, images[indices])
+        resized = indices < len(images)
+        if resized.all():
+            return batch_for(self.preprocess, graph, images[indices])
+        assert self.unresized is not None
+        batch = np.empty((len(indices), *graph.input.shape), np.float32)
+        batch[~resized] = self.unresized[indices[~resized] - len(images)]
+        if resized.any():
+            batch[resized] = batch_for(self.preprocess, graph, images[indices[resized]])
+        return batch
 
 
 @dataclass(frozen=True)
@@ -89,7 +136,21 @@ def make_questions(model: TrainedModel, samples: SampleSet, *, count: int, seed:
         seed=seed,
         preprocess=Preprocess(model.contract),
         int8=model.contract.int8,
+        sharp=_sharp_images(model, seed),
     )
+
+
+def _sharp_images(model: TrainedModel, seed: int) -> Sharp | None:
+    """Images at the network's own size; None where the classifier doesn't resize its own."""
+    image, pixels = model.contract.image, model.contract.pixels
+    size = (image.height, image.width)
+    if (pixels.height, pixels.width) == size:
+        return None
+    sharp = sharp_images((*size, image.channels), seed)
+    images = normalise(np.stack(list(sharp.values())).transpose(0, 3, 1, 2), image)
+    outputs, budget = compute_network_reference(model, images)
+    names = tuple(f"image `{name}`, not resized" for name in sharp)
+    return Sharp(images, names, outputs["logits"], budget["logits"])
 
 
 def as_files(questions: Questions, model: TrainedModel) -> Questions:
@@ -122,7 +183,8 @@ def share_sizes(sharing: int, max_batch: int) -> list[Plan]:
 def plan_batches(count: int, plan: Plan, seed: int) -> list[Batch]:
     """Batches of every size of the plan, and more of the largest until all images had their turns.
 
-    Every turn is in another order, so that images meet others. The first is asked twice over.
+    Every turn is in another order, so that images meet others. The first is asked twice over, and
+    once beside itself, and once in a batch of nothing else.
     """
     random = np.random.default_rng(seed)
     sizes = list(plan.sizes)
@@ -131,4 +193,6 @@ def plan_batches(count: int, plan: Plan, seed: int) -> list[Batch]:
     turns = -(-sum(sizes) // count)
     order = np.concatenate([random.permutation(count) for _ in range(turns)])
     batches = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
-    return [batches[0], *batches]
+    few = order[: min(_FEW, max(sizes))]
+    equal = [np.append(few[:-1], few[0]), np.full_like(few, few[0])] if len(few) > 1 else []
+    return [batches[0], *batches, *equal]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nin.artifact.manifest import read_artifact
 from nin.contract import Graph, Int8, Run
+from nin.errors import InputError, first_line
 from nin.export.formats import FORMATS
 from nin.gate.questions import Questions
 from nin.network.build import TrainedModel
@@ -46,10 +47,16 @@ def questions_of_file(
     if fmt is None or fmt.unfused is None:
         return questions
     assert fmt.weight_faults is not None
+    questions = questions.of(graph)
     data = read_artifact(artifacts, f"{graph.name}{suffix}")
     example = torch.tensor(questions.batch(graph, np.arange(2)))
-    faults = fmt.weight_faults(data, model.module(graph), example, graph)
-    return quantised_questions(fmt.unfused(data, graph), graph, questions, faults)
+    try:
+        faults = fmt.weight_faults(data, model.module(graph), example, graph)
+        return quantised_questions(fmt.unfused(data, graph), graph, questions, faults)
+    except InputError:  # what reads it isn't installed
+        raise
+    except Exception as error:  # whatever a broken file makes its reader throw
+        return replace(questions, faults=(f"it can't be read: {first_line(error)}",))
 
 
 def quantised_questions(
@@ -62,7 +69,7 @@ def quantised_questions(
         faults: what is wrong with the file, whoever runs it.
     """
     exact = questions.reference
-    count = len(exact.pixels)
+    count = questions.count
     parts = np.split(np.arange(count), range(_BATCH, count, _BATCH))
     batches = [partial(questions.batch, graph, part) for part in parts]
     outputs, budget, mean_budget = with_budget(runs, batches)

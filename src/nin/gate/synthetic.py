@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 
-_LEVELS = (0, 1, 64, 127, 192, 210, 230, 254, 255)
+_LEVELS = (0, 1, 32, 64, 96, 127, 160, 192, 210, 230, 254, 255)
+_DIMMED = (10, 20, 40, 60)  # to so many per cent
 _PARTS: dict[str, tuple[int | slice, int | slice]] = {
     "top left corner": np.s_[0, 0],
     "top right corner": np.s_[0, -1],
@@ -41,6 +42,11 @@ def synthetic_images(samples: NDArray[np.uint8], seed: int) -> dict[str, Image]:
         **_noise(shape, seed),
         **_changed(samples[:4]),
     }
+
+
+def sharp_images(shape: tuple[int, ...], seed: int) -> dict[str, Image]:
+    """Those whose pixels differ most from their neighbours: resizing would smooth them."""
+    return {**_patterns(shape), **_noise(shape, seed)}
 
 
 def _patterns(shape: tuple[int, ...]) -> dict[str, Image]:
@@ -94,8 +100,13 @@ def _noise(shape: tuple[int, ...], seed: int) -> dict[str, Image]:
 
 
 def _changed(samples: NDArray[np.uint8]) -> dict[str, Image]:
-    """Real images inverted, and shifted out of the picture in each direction by a third."""
+    """Real images inverted, dimmed, and shifted out of the picture in each direction by a third."""
     images = {f"inverted sample {i}": 255 - image for i, image in enumerate(samples)}
+    for per_cent in _DIMMED:
+        images[f"sample 0 dimmed to {per_cent} %"] = (samples[0] * (per_cent / 100)).astype(
+            np.uint8
+        )
+    images["sample 0 in light grey"] = 204 + samples[0] // 5
     for axis, name in ((0, "downwards"), (1, "to the right")):
         third = max(1, samples.shape[1 + axis] // 3)
         for distance in (-third, third):

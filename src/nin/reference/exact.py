@@ -70,14 +70,21 @@ def compute_golden(model: TrainedModel, graph: Graph, pixels: NDArray[np.uint8])
         reference = compute_reference(model, pixels)
         return Golden(pixels, reference.outputs, reference.budget)
     images = _bytes_of_images(model, pixels)
-    batch = torch.tensor(normalise(images, graph.image))
+    outputs, budget = compute_network_reference(model, normalise(images, graph.image))
+    return Golden(images, outputs, budget)
+
+
+def compute_network_reference(
+    model: TrainedModel, images: NDArray[np.float32]
+) -> tuple[Outputs, dict[str, float]]:
+    """As `compute_reference`, of images (N, C, H, W) that the network takes as they are."""
+    batch = torch.tensor(images)
 
     def run(dtype: torch.dtype) -> Outputs:
         logits = _run(model.network, batch, dtype, lambda part: part.to(dtype))["logits"]
         return {"logits": logits}
 
-    outputs, budget = _with_budget(run(torch.float64), run(torch.float32))
-    return Golden(images, outputs, budget)
+    return _with_budget(run(torch.float64), run(torch.float32))
 
 
 def batch_for(model_input: "Preprocess", graph: Graph, pixels: NDArray[np.uint8]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from nin.artifact.manifest import read_artifact
 from nin.artifact.metadata import Metadata
 from nin.artifact.texts import read_torchscript_texts
 from nin.contract import Graph, Model, Outputs
-from nin.errors import InputError
+from nin.errors import CheckError, InputError
 from nin.images import encode_idx
 from nin.paths import CPP_TOOLS
 from nin.runtimes.triton import TritonRuntime
@@ -26,7 +26,10 @@ def cpp_tools_are_built() -> bool:
 
 
 class LibTorchRuntime:
-    """`nin_classify`. Raises InputError where it isn't built or the export can't be used."""
+    """`nin_classify`.
+
+    Raises InputError where it isn't built, CheckError where it can't run the file.
+    """
 
     def __init__(self, file: Path, graph: Graph, *, device: str = "cpu") -> None:
         # in a .pt2 they lie in the same place
@@ -84,8 +87,12 @@ def _run(command: list[str], graph: Graph, batch: NDArray[Any]) -> tuple[Outputs
     )
     if ended.returncode:
         reason = ended.stderr.decode(errors="replace").strip() or "no message"
-        raise InputError(f"{tool} ended with exit code {ended.returncode}: {reason}")
-    images = json.loads(ended.stdout)
+        raise CheckError(f"{tool} ended with exit code {ended.returncode}: {reason}")
+    try:
+        images = json.loads(ended.stdout)
+    except ValueError as error:  # the model itself may print
+        start = ended.stdout[:60].decode(errors="replace")
+        raise CheckError(f"{tool} printed no JSON but {start!r}") from error
     ordered = [sorted(image["predictions"], key=lambda p: p["index"]) for image in images]
     values = {
         "logits": [image["logits"] for image in images],

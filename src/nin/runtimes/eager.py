@@ -32,6 +32,8 @@ def run_module(module: nn.Module, graph: Graph, batch: NDArray[Any], device: str
         outputs = module(torch.tensor(batch, device=device))
     if isinstance(outputs, torch.Tensor):
         outputs = (outputs,)
+    if not isinstance(outputs, tuple):  # servers and C++ take no list and no dictionary
+        raise TypeError(f"a {type(outputs).__name__} as output, expected a tensor or a tuple")
     names = [t.name for t in graph.outputs]
     if len(outputs) != len(names):
         raise ValueError(f"{len(outputs)} outputs, expected {len(names)}: {', '.join(names)}")

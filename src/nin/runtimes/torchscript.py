@@ -18,6 +18,8 @@ class TorchScriptRuntime:
 
     def __init__(self, data: bytes, graph: Graph, *, device: str = "cpu") -> None:
         self._module, texts = load_torchscript(data, device)
+        if getattr(self._module, "training", False):  # freezing removes it
+            raise InputError("it was saved in training mode; export it again")
         metadata = Metadata.from_texts(texts)
         self.contract = metadata.contract
         self.labels = metadata.labels
