@@ -1,7 +1,9 @@
 """The gate on the real images, and that it closes: a gate that can't fail proves nothing."""
 
+import argparse
 import base64
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -19,7 +21,9 @@ from numpy.typing import NDArray
 
 from nin.artifact.golden import Golden
 from nin.artifact.metadata import Metadata
+from nin.commands.verify import Asked, judged_files, plan_rows
 from nin.contract import Contract, Graph, Outputs
+from nin.errors import CheckError
 from nin.export.formats import FORMATS
 from nin.gate.parity import Answers, Row, check_classes, check_parity
 from nin.gate.questions import (
@@ -32,9 +36,11 @@ from nin.gate.questions import (
 )
 from nin.network.build import TrainedModel
 from nin.network.classifier import Preprocess
+from nin.network.torch_settings import ignore_deprecations
 from nin.network.weights import save_weights
 from nin.reference.exact import Reference, compute_golden, compute_reference
 from nin.runtimes import Runtime
+from nin.runtimes.cpp import _run as run_tool
 from nin.runtimes.eager import run_module
 from nin.runtimes.registry import CUDA_RUNTIMES, available_runtimes, open_runtime
 from nin.samples import open_samples
@@ -504,6 +510,76 @@ def test_every_image_is_asked_in_two_places(sharing: int) -> None:
     ]
     assert {len(batch) for batch in batches} == set(ALL_SIZES)
     assert np.bincount(np.concatenate(batches), minlength=303).min() >= 2
+
+
+def asked_rows(artifacts: Path, *runtimes: str) -> tuple[argparse.Namespace, list[Asked]]:
+    urls = {"http_url": None, "grpc_url": None}
+    args = argparse.Namespace(runtimes=runtimes, graph="all", artifacts=artifacts, **urls)
+    return args, plan_rows(args, CONTRACT, every=False)
+
+
+def test_libtorch_shares_no_sizes_of_torchscript(artifacts: Path) -> None:
+    """It cuts a batch before the file gets it."""
+    servers = ("triton-http", "triton-grpc", "triton-cpp")
+    for names in (("torchscript", "libtorch"), ("libtorch", "torchscript", *servers)):
+        args, rows = asked_rows(artifacts, *names)
+        whole = [row for row in rows if row.file == "nin.pt" and row.runtime != "libtorch"]
+        whole += [row for row in rows if row.model and row.model.name == "nin_torchscript"]
+        assert {size for row in whole if row.plan for size in row.plan.sizes} == {*ALL_SIZES}
+        assert "nin.pt" in judged_files(args, CONTRACT, rows)
+    args, rows = asked_rows(artifacts, "libtorch")
+    assert "nin.pt" not in judged_files(args, CONTRACT, rows)
+
+
+class Lists(torch.nn.Module):
+    """Answers rightly, but in a list."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [self.module(image)]
+
+
+def scripted(module: torch.nn.Module, path: Path) -> bytes:
+    """A TorchScript file with the texts of another."""
+    buffer = io.BytesIO()
+    texts = FORMATS[".pt"].read_texts(path.read_bytes())
+    with ignore_deprecations():
+        torch.jit.save(torch.jit.script(module), buffer, _extra_files=texts)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda network: Lists(network).eval(), "a list as output, expected a tensor or a tuple"),
+        (lambda network: Lists(network).train(), "it was saved in training mode"),
+    ],
+)
+def test_closes_on_a_file_that_other_runtimes_refuse(
+    spoil: Any, reason: str, lenet_model: TrainedModel, lenet_artifacts: Path, tmp_path: Path,
+    script: Script,
+) -> None:  # fmt: skip
+    """With a report, so that publishing knows."""
+    folder = Path(shutil.copytree(lenet_artifacts, tmp_path / "a"))
+    spoilt = scripted(spoil(deepcopy(lenet_model.network)), folder / "lenet.pt")
+    vouch(folder, "lenet.pt", spoilt)
+    options = ("--model", lenet_model.contract.folder, "--artifacts", folder, "--graph", "lenet")
+    ended = script(VERIFY, *options, "--runtimes", "torchscript")
+    assert (ended.code, reason in ended.err) == (1, True)
+    assert len(json.loads((folder / "parity.json").read_text())["refused"]) == 1
+
+
+def test_closes_on_a_model_that_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says comes before the results."""
+    tool = tmp_path / "nin_classify"
+    tool.write_text("#!/bin/sh\necho hello\necho '[]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr("nin.runtimes.cpp.CPP_TOOLS", tmp_path)
+    with pytest.raises(CheckError, match=r"nin_classify printed no JSON but 'hello"):
+        run_tool(["nin_classify"], NETWORK, np.zeros((1, 1, 224, 224), np.float32))
 
 
 def spoilt_where(

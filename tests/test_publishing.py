@@ -11,6 +11,7 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from nin.artifact.manifest import read_manifest, write_manifest
 from nin.contract import Contract, load_contract
 from nin.errors import CheckError, InputError
 from nin.export.formats import FORMATS
-from nin.gate.proof import prove
+from nin.gate.proof import prove, refused_files
 from nin.network.build import load_model
 from nin.paths import MODEL_REPOSITORY, ROOT
 from nin.serve.configs import CONFIG, WARMUP, layout_for, parse
@@ -242,7 +243,10 @@ def write_report(
 ) -> None:
     """As the gate writes it, about the files there unless a digest is given."""
     judged = {name: entry.sha256 for name, entry in read_manifest(folder).items()}
+    refusal = {"images": images, "runtimes": ["onnxruntime"]}
+    refused = {} if passed else dict.fromkeys(judged.values(), refusal)
     report = {"passed": passed, "images": images, "artifacts": judged | (digests or {})}
+    report["refused"] = refused
     (folder / "parity.json").write_text(json.dumps(report))
 
 
@@ -269,7 +273,10 @@ def test_what_the_gate_refused_is_published_only_unproven(
     options = ("--artifacts", exports, "--repository", own)
     ended = publish_script(script, lenet, *options)
     assert ended.code == 1
-    assert "parity.json says that the gate is closed for these exports" in ended.err
+    assert (
+        "the gate is closed for lenet.onnx: so said `nin verify --images 256 --runtimes "
+        "onnxruntime`" in ended.err
+    )
     assert_untouched(own)
     ended = publish_script(script, lenet, *options, "--unproven")
     assert ended.code == 0
@@ -327,6 +334,92 @@ def test_a_report_of_few_images_may_refuse_but_does_not_prove(
     write_report(exports, passed=False, images=16)
     with pytest.raises(CheckError, match="the gate is closed"):
         prove(lenet, exports, weights=None, data_dir=None)
+
+
+def zero_for_a_batch_of(count: int, exports: Path, suffix: str = ".onnx") -> None:
+    """Spoils lenet's export for batches of one size, golden vectors and all else as they were."""
+    name = f"lenet{suffix}"
+    model = onnx.load(exports / name)
+    (output,) = (node for node in model.graph.node if node.output[0] == "logits")
+    output.output[0] = "right"
+    constants: dict[str, Any] = {"size": np.array([count]), "zero": np.zeros(1, np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in constants.items())
+    node = onnx.helper.make_node
+    model.graph.node.extend(
+        (
+            node("Shape", ["image"], ["batch"], start=0, end=1),
+            node("Equal", ["batch", "size"], ["wrong"]),
+            node("Where", ["wrong", "zero", "right"], ["logits"]),
+        )
+    )
+    vouch(exports, name, model.SerializeToString())
+
+
+def test_a_file_that_the_gate_refused_stays_refused(
+    lenet: Contract, script: Script, exports: Path, own: Path
+) -> None:
+    """Until a run that asks as much lets it through: not by one that doesn't ask it at all."""
+    zero_for_a_batch_of(5, exports)
+    verify = ("export/verify.py", "--model", lenet.folder, "--artifacts", exports)
+    assert script(*verify, "--runtimes", "onnxruntime", "torchscript").code == 1
+    for less in (("eager",), ("onnxruntime", "--graph", "small")):
+        assert script(*verify, "--runtimes", *less).code == 0
+        ended = publish_script(script, lenet, "--artifacts", exports, "--repository", own)
+        assert (ended.code, "the gate is closed for lenet.onnx" in ended.err) == (1, True)
+    assert_untouched(own)
+
+
+def report_of(passed: bool, images: int | str, *runtimes: str, judged: str) -> dict[str, Any]:
+    files = {"lenet.onnx": judged}
+    return {"passed": passed, "images": images, "runtimes": [*runtimes], "artifacts": files}
+
+
+@pytest.mark.parametrize(
+    ("report", "opened"),
+    [
+        (report_of(True, 100, "onnxruntime", "openvino", judged="a"), True),
+        (report_of(True, "all", "openvino", "onnxruntime", "eager", judged="a"), True),
+        (report_of(True, 99, "onnxruntime", "openvino", judged="a"), False),
+        (report_of(True, 100, "onnxruntime", judged="a"), False),
+        (report_of(True, 100, "onnxruntime", "openvino", judged="b"), False),
+        (report_of(False, 100, "onnxruntime", "openvino", judged="a"), False),
+    ],
+)
+def test_what_opens_the_gate_again(tmp_path: Path, report: dict[str, Any], opened: bool) -> None:
+    path = tmp_path / "parity.json"
+    first = report_of(False, 100, "onnxruntime", "openvino", judged="a")
+    refused = refused_files(path, first, {"lenet.onnx": "a"}, {"a", "b"})
+    assert refused == {"a": {"images": 100, "runtimes": ["onnxruntime", "openvino"]}}
+    path.write_text(json.dumps(first | {"refused": refused}))
+    assert ("a" not in refused_files(path, report, {}, {"a", "b"})) == opened
+    assert refused_files(path, report, {}, {"b"}) == {}  # the file is gone
+
+
+def test_the_quick_gate_asks_every_batch_size(
+    lenet: Contract, script: Script, exports: Path, own: Path
+) -> None:
+    zero_for_a_batch_of(lenet.triton.max_batch, exports)
+    ended = publish_script(script, lenet, "--artifacts", exports, "--repository", own)
+    assert ended.code == 1
+    assert f" in a batch of {lenet.triton.max_batch}, allowed is " in ended.err
+    assert_untouched(own)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"weights_sha256": "0" * 64}, {"precision": "int8"}, {"graph": "x"}, {"size": 1}]
+)
+def test_a_manifest_that_says_otherwise_than_the_file_is_refused(
+    lenet: Contract, script: Script, exports: Path, own: Path, changed: dict[str, Any]
+) -> None:
+    entries = read_manifest(exports)
+    write_manifest(exports, entries | {"lenet.pt": replace(entries["lenet.pt"], **changed)})
+    reason = f"manifest: its {next(iter(changed))} is {next(iter(changed.values()))!r}, the file's "
+    ended = publish_script(script, lenet, "--artifacts", exports, "--repository", own)
+    assert (ended.code, reason in ended.err) == (1, True)
+    assert_untouched(own)
+    options = ("--model", lenet.folder, "--artifacts", exports, "--runtimes", "torchscript")
+    ended = script("export/verify.py", *options)
+    assert (ended.code, reason in ended.err) == (1, True)
 
 
 def test_artifacts_of_different_weights_are_refused(
