@@ -128,8 +128,10 @@ def check_identity(
     """Rule 0: contract, labels and weights that the export carries are those expected."""
     # only a file says how its input came about; a server knows names, dtypes and shapes
     contract = graph.signature() if runtime.golden is None else graph.describe()
-    if runtime.contract != contract:
-        yield f"contract: it carries {runtime.contract}, expected {contract}"
+    for key in sorted(runtime.contract.keys() | contract.keys()):
+        carried, expected = runtime.contract.get(key), contract.get(key)
+        if carried != expected:
+            yield f"contract: it carries {key} {carried!r}, expected {expected!r}"
     if runtime.labels != labels:
         yield f"labels: {_first_difference(runtime.labels, labels)}"
     if runtime.weights_sha256 not in (None, weights_sha256):
