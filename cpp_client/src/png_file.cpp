@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,7 @@ namespace {
 struct Source {
   Bytes rest;
   bool truncated = false;
+  bool damaged = false;  ///< where libpng only warns
   std::array<char, 128> reason{};
 };
 
@@ -39,7 +41,15 @@ struct Source {
   png_longjmp(png, 1);
 }
 
-void ignore_warning(png_structp /*png*/, png_const_charp /*message*/) {}
+/// Behind the samples, libpng only warns of what is wrong with their compression.
+void keep_warning(png_structp png, png_const_charp message) {
+  const std::string_view text = message;
+  auto* source = static_cast<Source*>(png_get_error_ptr(png));
+  if (source->damaged || !text.starts_with("IDAT: ")) return;
+  if (text.ends_with("Too much image data") || text.ends_with("Extra compressed data")) return;
+  source->damaged = true;
+  std::snprintf(source->reason.data(), source->reason.size(), "%s", message);
+}
 
 void read_source(png_structp png, png_bytep output, std::size_t size) {
   auto* source = static_cast<Source*>(png_get_io_ptr(png));
@@ -52,7 +62,7 @@ void read_source(png_structp png, png_bytep output, std::size_t size) {
 /// Owns libpng's state.
 struct State {
   explicit State(Source* source)
-      : png(png_create_read_struct(PNG_LIBPNG_VER_STRING, source, keep_reason, ignore_warning)),
+      : png(png_create_read_struct(PNG_LIBPNG_VER_STRING, source, keep_reason, keep_warning)),
         info(png_create_info_struct(png)) {}
   ~State() { png_destroy_read_struct(&png, &info, nullptr); }
   State(const State&) = delete;
@@ -113,6 +123,7 @@ class PngReader {
   /// What comes behind the rows, up to IEND.
   void read_end() {
     attempt([this] { png_read_end(png_, info_); });
+    if (source_.damaged) fail();
   }
 
  private:
@@ -120,6 +131,7 @@ class PngReader {
     // our own limit has been checked
     png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
     png_set_crc_action(png_, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+    png_set_check_for_invalid_index(png_, 0);  // beyond the palette is black
     png_set_option(png_, PNG_MAXIMUM_INFLATE_WINDOW, PNG_OPTION_ON);  // as Pillow
     // metadata, which may be bombs, are skipped; tRNS is kept as it is, since Pillow uses what
     // libpng would drop
