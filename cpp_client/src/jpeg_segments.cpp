@@ -88,7 +88,8 @@ class Frame {
     height_ = read_u16(content, 1);
     width_ = read_u16(content, 3);
     for (std::size_t at = 6; at < content.size(); at += 3) {
-      Component component{content[at + 1] >> 4U, content[at + 1] & 15U, {}};
+      const std::size_t factors = content[at + 1];
+      Component component{factors >> 4, factors & 15, {}};
       component.bits.fill(unknown);
       across_ = std::max(across_, component.across);
       down_ = std::max(down_, component.down);

@@ -52,7 +52,7 @@ ADAM7 = (  # the passes of an interlaced PNG: first column and row, steps
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
-SURPLUS = 1024  # bytes behind the samples in which libpng looks for the end of the stream
+SURPLUS = 1 << 16  # bytes behind the samples, which some programs write; more may be a bomb
 STEP = 1 << 16  # bytes that are inflated at once
 
 FRAMES = (0xC0, 0xC1, 0xC2)  # of JPEG: baseline, extended, progressive; all by Huffman's code
@@ -257,16 +257,17 @@ def _check_header(header: bytes, palette: bytes) -> None:
 
 def _check_samples(header: bytes, parts: list[bytes]) -> None:
     """What is compressed must be whole: Pillow leaves rows that are missing black."""
-    missing = _size_of_samples(header) + SURPLUS
+    least, size = _size_of_samples(header), 0
     inflater = zlib.decompressobj()
-    steps = (part[at : at + STEP] for part in parts for at in range(0, len(part), STEP))
-    for rest in steps:
+    for rest in (part[at : at + STEP] for part in parts for at in range(0, len(part), STEP)):
         rows = b""
         while rest or len(rows) == STEP:
-            rows = inflater.decompress(rest, min(missing, STEP))
+            rows = inflater.decompress(rest, STEP)
             rest = inflater.unconsumed_tail
-            missing -= len(rows)
-            if missing == 0 or (inflater.eof and missing <= SURPLUS):
+            size += len(rows)
+            if size > least + SURPLUS or (inflater.eof and size < least):
+                raise ValueError(NOT_WHOLE)
+            if inflater.eof:
                 return
     raise ValueError(NOT_WHOLE)
 
@@ -332,7 +333,8 @@ def _jpeg_scan(data: bytes, at: int) -> tuple[bytes, int]:
     end = END_OF_SCAN.search(data, at)
     if end is None:
         raise ValueError(NOT_WHOLE)
-    return re.sub(rb"\xff{2,}", b"\xff", data[at : end.start()]), end.start()
+    scan = re.sub(rb"\xff{2,}", b"\xff", data[at : end.start()])
+    return scan.rstrip(b"\xff"), end.start()
 
 
 def _check_restarts(scan: bytes, units: int, interval: int) -> None:
