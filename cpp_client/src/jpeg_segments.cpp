@@ -84,7 +84,7 @@ class Reader {
 class Frame {
  public:
   Frame(Bytes content, bool is_progressive) : progressive_(is_progressive) {
-    if (content.size() < 9 || content.size() != 6U + 3U * content[5]) damaged("its frame");
+    if (content.size() < 9 || content.size() != 6U + 3U * content[5]) damaged("its frame is wrong");
     height_ = read_u16(content, 1);
     width_ = read_u16(content, 3);
     for (std::size_t at = 6; at < content.size(); at += 3) {
@@ -93,21 +93,21 @@ class Frame {
       component.bits.fill(unknown);
       across_ = std::max(across_, component.across);
       down_ = std::max(down_, component.down);
-      if (!components_.emplace(content[at], component).second) damaged("its frame");
+      if (!components_.emplace(content[at], component).second) damaged("its frame is wrong");
     }
-    if (across_ == 0 || down_ == 0) damaged("its frame");
+    if (across_ == 0 || down_ == 0) damaged("its frame is wrong");
   }
 
   /// Adds a scan by its header; returns how many units between restarts it has to have.
   [[nodiscard]] std::size_t add(Bytes scan) {
-    if (scan.size() < 6 || scan.size() != 4U + 2U * scan[0]) damaged("a scan's header");
+    if (scan.size() < 6 || scan.size() != 4U + 2U * scan[0]) damaged("a scan's header is wrong");
     const Bytes range = scan.last(3);
     const std::size_t first = progressive_ ? range[0] : 0, last = progressive_ ? range[1] : 63;
     const unsigned bits = progressive_ ? range[2] : 0;
-    if (last > 63) damaged("a scan's header");
+    if (last > 63) damaged("a scan's header is wrong");
     for (std::size_t at = 1; at + 3 < scan.size(); at += 2) {
       const auto component = components_.find(scan[at]);
-      if (component == components_.end()) damaged("a scan's header");
+      if (component == components_.end()) damaged("a scan's header is wrong");
       for (std::size_t i = first; i <= last; ++i) {
         unsigned& known = component->second.bits[i];
         const bool again = known != unknown && bits == 0;

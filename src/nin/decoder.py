@@ -6,16 +6,21 @@ serves it. It needs numpy and Pillow, which the official container doesn't have:
 1. The format must be PNG or JPEG. The size that the header declares is at most MAX_PIXELS, each
    edge at most MAX_EDGE, and what it is resized to is at most MAX_PIXELS and no edge of it 0: a
    decompression bomb is refused before it is decoded.
-2. Metadata are dropped unread, so that broken ones can't fail an image, but for the orientation of
+2. The data must be whole. Of a PNG the compressed samples must end rightly, with at least all rows
+   and at most SURPLUS bytes more. A JPEG must be baseline, extended or progressive in Huffman's
+   code, with all scans and restart markers, up to its end; where a scan's data end early, decoding
+   them shows it, for what comes behind them then changes the pixels. Damage within a scan that
+   doesn't is beyond what can be told: such a scan is what libjpeg makes of it.
+3. Metadata are dropped unread, so that broken ones can't fail an image, but for the orientation of
    plain Exif: the first eXIf chunk of a PNG, the first Exif segment of a JPEG. Orientations in XMP
    or in text chunks don't count; Exif that is broken counts as none.
-3. Transparent pixels are laid over black; of 16 bits the upper 8 are kept.
-4. mode "grey": colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). "rgb": grey becomes
+4. Transparent pixels are laid over black; of 16 bits the upper 8 are kept.
+5. mode "grey": colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). "rgb": grey becomes
    equal parts of red, green and blue.
-5. resize "stretch": to height x width. "pad": as large as fits there, centred on black, as
+6. resize "stretch": to height x width. "pad": as large as fits there, centred on black, as
    PIL.ImageOps.pad. "crop": the shorter edge becomes `shorter_side`, then the centre is cut out, as
    torchvision's Resize and CenterCrop. What has the right size stays as it is, bit for bit.
-6. filter "bicubic" or "bilinear", both antialiased: Pillow's.
+7. filter "bicubic" or "bilinear", both antialiased: Pillow's.
 
 The C++ library makes the same pixels and refusals; tests/test_cpp_images.py holds the two against
 each other.
@@ -59,7 +64,7 @@ FRAMES = (0xC0, 0xC1, 0xC2)  # of JPEG: baseline, extended, progressive; all by 
 OTHERS = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE)  # that libjpeg reads: tables, intervals, colours
 RESTARTS = bytes(range(0xD0, 0xD8))
 MAX_SCANS = 500  # as TurboJPEG's: each one takes time
-BEHIND = bytes.fromhex("fe5ac3a596693c0f")  # zeros, as libjpeg's where data are missing, it isn't
+BEHIND = bytes.fromhex("fe5ac3a596693c0f")  # nothing like the zeros that libjpeg makes up
 END_OF_SCAN = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
 RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
@@ -376,9 +381,10 @@ class _Frame:
 
     def _units(self, names: bytes) -> int:
         across, down = self._factors[names[0]] if len(names) == 1 else (1, 1)
-        most = [max(factors) for factors in zip(*self._factors.values(), strict=True)]
-        columns = -(-self._width * across // (8 * most[0]))
-        return columns * -(-self._height * down // (8 * most[1]))
+        most_across, most_down = map(max, zip(*self._factors.values(), strict=True))
+        columns = -(-self._width * across // (8 * most_across))
+        rows = -(-self._height * down // (8 * most_down))
+        return int(columns * rows)
 
 
 def _check_scans(image: Image.Image, data: bytes) -> None:
