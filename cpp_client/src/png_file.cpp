@@ -110,7 +110,8 @@ class PngReader {
     const auto size_of = [bits](std::size_t columns, std::size_t rows) {
       return columns == 0 ? 0 : rows * (1 + (columns * bits + 7) / 8);
     };
-    if (png_get_interlace_type(png_, info_) == PNG_INTERLACE_NONE) return size_of(width(), height());
+    const bool interlaced = png_get_interlace_type(png_, info_) != PNG_INTERLACE_NONE;
+    if (!interlaced) return size_of(width(), height());
     std::size_t size = 0;
     for (int pass = 0; pass < PNG_INTERLACE_ADAM7_PASSES; ++pass) {
       size += size_of(PNG_PASS_COLS(width(), pass), PNG_PASS_ROWS(height(), pass));

@@ -300,7 +300,8 @@ TEST(Decoding, SaysHowAJpegIsDamaged) {
   EXPECT_EQ(image_error({0xFF, 0xD8, 0xFF, 0xD9}), damaged + "scans are missing");
   EXPECT_EQ(image_error(small_jpeg(Buffer{0xFF, 0xC4, 0, 19} + Buffer(17, 255))),
             damaged + "Bogus Huffman table definition");
-  EXPECT_EQ(image_error(small_jpeg({0xFF, 0xFE, 0, 2, 0})), damaged + "there is no marker where one is due");
+  EXPECT_EQ(image_error(small_jpeg({0xFF, 0xFE, 0, 2, 0})),
+            damaged + "there is no marker where one is due");
   EXPECT_EQ(image_error(small_jpeg({0xFF, 0xCC, 0, 2})),
             damaged + "its kind isn't decoded, or its parts are in no order");
   EXPECT_EQ(image_error(small_jpeg({0xFF, 0xC0, 0, 2})), damaged + "its frame is wrong");

@@ -338,7 +338,7 @@ def _jpeg_scan(data: bytes, at: int) -> tuple[bytes, int]:
     end = END_OF_SCAN.search(data, at)
     if end is None:
         raise ValueError(NOT_WHOLE)
-    scan = re.sub(rb"\xff{2,}", b"\xff", data[at : end.start()])
+    scan = re.sub(rb"\xff\xff+", b"\xff", data[at : end.start()])
     return scan.rstrip(b"\xff"), end.start()
 
 
