@@ -685,6 +685,146 @@ def test_both_refuse_a_damaged_png(
         refusal(cpp_build, tmp_path / "broken", broken)
 
 
+def png_of(
+    header: tuple[int, ...] = (9, 9, 8, 0, 0, 0, 0),
+    *,
+    data: bytes = zlib.compress(bytes(90)),
+    chunks: bytes = b"",
+    more: bytes = b"",
+) -> bytes:
+    """A PNG by hand; of the header what comes behind width and height is one byte each."""
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", *header) + more), chunks]
+    parts += [chunk(b"IDAT", data[:-2]), chunk(b"IDAT", data[-2:]), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def compressed(size: int) -> bytes:
+    return zlib.compress(bytes(size))
+
+
+COLOURS = (9, 9, 8, 3, 0, 0, 0)  # the header of an image with a palette
+BROKEN_PNGS = {
+    "half of the rows": png_of(data=compressed(40)),
+    "one byte less": png_of(data=compressed(89)),
+    "no data": png_of(data=compressed(0)),
+    "half of the rows, interlaced": png_of((9, 9, 8, 0, 0, 0, 1), data=compressed(50)),
+    "half of the rows, 1 bit": png_of((9, 9, 1, 0, 0, 0, 0), data=compressed(12)),
+    "no checksum": png_of(data=compressed(90)[:-4]),
+    "half of the checksum": png_of(data=compressed(90)[:-2]),
+    "a wrong checksum": png_of(data=compressed(90)[:-2] + b"no"),
+    "a bomb behind": png_of(data=compressed(10**7)),
+    "compression 1": png_of((9, 9, 8, 0, 1, 0, 0)),
+    "filter method 64": png_of((9, 9, 8, 0, 0, 64, 0)),
+    "interlace method 2": png_of((9, 9, 8, 0, 0, 0, 2)),
+    "a long header": png_of(more=b"\0"),
+    "no palette": png_of(COLOURS),
+    "an empty palette": png_of(COLOURS, chunks=chunk(b"PLTE", b"")),
+    "a palette of 4 bytes": png_of(COLOURS, chunks=chunk(b"PLTE", bytes(4))),
+    "257 colours": png_of(COLOURS, chunks=chunk(b"PLTE", bytes(771))),
+    "two palettes": png_of(COLOURS, chunks=2 * chunk(b"PLTE", bytes(6))),
+}
+ODD_PNGS = {
+    "rows behind": png_of(data=compressed(1000)),
+    "bytes behind the data": png_of(data=compressed(90) + b"junk"),
+    "300 alphas": png_of(
+        COLOURS, chunks=chunk(b"PLTE", b"abcdef") + chunk(b"tRNS", bytes(range(99)) + bytes(201))
+    ),
+    "indices beyond the palette": png_of(COLOURS, chunks=chunk(b"PLTE", b"abc")),
+    "a palette of grey": png_of(chunks=chunk(b"PLTE", b"abcd")),
+}
+
+
+def assert_refused(cpp_build: Path, decode: Decode, path: Path, files: dict[str, bytes]) -> None:
+    for name, file in files.items():
+        with pytest.raises(ValueError, match="not a whole PNG or JPEG file"):
+            raise AssertionError(f"{name}: {decode(file).shape}")
+        assert re.search("damaged|truncated", refusal(cpp_build, path, file)), name
+
+
+def test_both_refuse_a_png_of_which_a_part_is_missing(
+    cpp_build: Path, decode: Decode, tmp_path: Path
+) -> None:
+    assert decode(png_of()).shape == (28, 28)
+    assert_refused(cpp_build, decode, tmp_path / "broken", BROKEN_PNGS)
+
+
+def test_odd_pngs_that_are_whole(dump: Dump, decode: Decode) -> None:
+    assert_equal(dump, decode, ODD_PNGS)
+
+
+def scans(jpeg: bytes) -> list[int]:
+    """Where the scans begin, and the end."""
+    return [found.start() for found in re.finditer(rb"\xff[\xda\xd9]", jpeg)]
+
+
+def without(jpeg: bytes, start: int, end: int) -> bytes:
+    return jpeg[:start] + jpeg[end:]
+
+
+def shortened(jpeg: bytes, scan: int, size: int) -> bytes:
+    """Without `size` bytes at the end of what a scan holds, of which tables follow or the end."""
+    end = min(found.start() for found in re.finditer(rb"\xff[\xc4\xda\xd9]", jpeg)
+              if found.start() > scans(jpeg)[scan])  # fmt: skip
+    return without(jpeg, end - size, end)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_both_refuse_a_jpeg_of_which_a_part_is_missing(
+    cpp_build: Path, decode: Decode, tmp_path: Path, mode: str
+) -> None:
+    """The end of the file is there, so that Pillow and libjpeg make an image of it."""
+    image = waves((60, 80)).convert(mode)
+    plain = saved(image, "JPEG", subsampling=2)
+    restarts = saved(image, "JPEG", subsampling=2, restart_marker_blocks=2)
+    progressive = saved(image, "JPEG", subsampling=2, progressive=True)
+    first = restarts.index(b"\xff\xd1")
+    starts = scans(progressive)
+    files = {
+        **{f"{n} bytes": shortened(plain, 0, n) for n in (3, 20, 200)},
+        "no data": plain[: scans(plain)[0] + 8 + 2 * len(image.getbands())] + b"\xff\xd9",
+        "no end": plain[:-2],
+        "an interval": without(restarts, first, restarts.index(b"\xff\xd2")),
+        "a restart marker": without(restarts, first, first + 2),
+        "wrong restart markers": restarts.replace(b"\xff\xd2", b"\xff\xd3"),
+        "bytes before a restart marker": without(restarts, first - 4, first),
+        "restart markers that are not due": plain[:-2] + b"\xff\xd0" + plain[-2:],
+        **{f"scan {n}": without(progressive, *starts[n : n + 2]) for n in range(len(starts) - 1)},
+        **{f"scans from {n}": progressive[:n] + b"\xff\xd9" for n in starts[1:-1]},
+        **{f"bytes of scan {n}": shortened(progressive, n, 5) for n in range(len(starts) - 1)},
+    }
+    assert_refused(cpp_build, decode, tmp_path / "broken", files)
+
+
+def test_both_refuse_jpegs_of_other_kinds(cpp_build: Path, decode: Decode, tmp_path: Path) -> None:
+    """Lossless, arithmetic code: not every libjpeg reads them, nor tells whether they are whole."""
+    plain = saved(waves((28, 28)), "JPEG")
+    files = {hex(n): plain.replace(b"\xff\xc0", bytes([255, n])) for n in (0xC3, 0xC9, 0xCA, 0xC5)}
+    start, frame = scans(plain)[0], plain.index(b"\xff\xc0")
+    scan, end = plain[start:-2], plain[-2:]
+    files |= {
+        "two frames": plain[:start] + plain[frame : frame + 19] + scan + end,
+        "a scan twice": plain[:start] + scan + scan + end,
+        "no frame": plain[:frame] + scan + end,
+    }
+    assert_refused(cpp_build, decode, tmp_path / "broken", files)
+
+
+def test_odd_jpegs_that_are_whole(dump: Dump, decode: Decode) -> None:
+    """What libjpeg warns of, and Pillow doesn't say."""
+    plain = saved(waves((28, 28)), "JPEG")
+    start, rest, end = plain[:2], plain[2:-2], plain[-2:]
+    adobe = segment(0xEE, b"Adobe\0d\0\0\0\0\7")
+    files = {
+        "JFIF 2.1": plain.replace(b"JFIF\0\1", b"JFIF\0\2"),
+        "an Adobe of no known colours": start + adobe + rest + end,
+        "stray bytes before the end": start + rest + b"stray" + end,
+        "fill bytes before the end": start + rest + b"\xff\xff\xff" + end,
+        "bytes behind the end": plain + b"\xff\xd8\xff",
+    }
+    assert_equal(dump, decode, files)
+    assert len({decode(file).tobytes() for file in files.values()}) == 1
+
+
 def test_both_refuse_a_bomb(cpp_build: Path, decode: Decode, tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 50_000, 1001, 1, 0, 0, 0, 0)
     magic = b"\x89PNG\r\n\x1a\n"

@@ -142,7 +142,8 @@ def test_it_stands_alone() -> None:
     tree = ast.parse(Path(decoder.__file__).read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {n.module or "nin" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    standard = {"io", "json", "struct", "warnings", "zlib", "typing"}
+    standard = {"collections", "functools", "io", "itertools", "json", "re", "struct", "typing"}
+    standard |= {"warnings", "zlib"}
     assert {name.split(".")[0] for name in names} - standard == {
         "numpy",
         "PIL",

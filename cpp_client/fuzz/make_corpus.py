@@ -75,6 +75,7 @@ def images() -> dict[str, bytes]:
         "rgb.jpg": saved(rgb, "JPEG", exif=exif, subsampling=2),
         "progressive.jpg": saved(rgb, "JPEG", progressive=True),
         "restarts.jpg": saved(rgb, "JPEG", restart_marker_blocks=1),
+        "stray_bytes.jpg": saved(grey, "JPEG")[:-2] + b"stray\xff\xd9",  # libjpeg warns
         "cmyk.jpg": saved(rgb.convert("CMYK"), "JPEG"),
     }
 

@@ -3,6 +3,7 @@
 #include <turbojpeg.h>
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <new>
 #include <string>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "exif.h"
+#include "jpeg_segments.h"
 #include "nin/error.h"
 
 namespace nin {
@@ -31,16 +33,15 @@ class Decompressor {
     return {static_cast<std::size_t>(width), static_cast<std::size_t>(height), colour_space};
   }
 
-  /// The samples of all pixels, of a format of TurboJPEG.
-  [[nodiscard]] std::vector<std::uint8_t> decode(Bytes file, const JpegHeader& header, int format) {
-    constexpr int flags = TJFLAG_ACCURATEDCT | TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS;
-    std::vector<std::uint8_t> samples(header.width * header.height *
-                                      static_cast<std::size_t>(tjPixelSize[format]));
+  /// The samples of all pixels, of a format of TurboJPEG, written over `samples`. Returns whether
+  /// libjpeg had no warning.
+  [[nodiscard]] bool decode(Bytes file, const JpegHeader& header, int format, int flags,
+                            std::vector<std::uint8_t>& samples) {
     const int width = static_cast<int>(header.width), height = static_cast<int>(header.height);
     const int status = tjDecompress2(handle_.get(), file.data(), file.size(), samples.data(), width,
-                                     0, height, format, flags);
-    if (status != 0) fail();
-    return samples;
+                                     0, height, format, flags | TJFLAG_ACCURATEDCT);
+    if (status != 0 && tjGetErrorCode(handle_.get()) == TJERR_FATAL) fail();
+    return status == 0;
   }
 
  private:
@@ -51,26 +52,22 @@ class Decompressor {
   std::unique_ptr<void, decltype(&tjDestroy)> handle_;
 };
 
-/// The first Exif segment before the scan, without its prefix; empty if there is none.
-Bytes find_exif(Bytes file) {
-  constexpr std::uint8_t app1 = 0xE1, start_of_scan = 0xDA, fill = 0xFF;
-  constexpr std::string_view prefix{"Exif\0\0", 6};
-  std::size_t at = 2;
-  while (at + 4 <= file.size() && file[at] == 0xFF) {
-    const std::uint8_t marker = file[at + 1];
-    if (marker == fill) {
-      ++at;
-      continue;
-    }
-    if (marker == start_of_scan || marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD9)) break;
-    // libjpeg forgives less than the length's own two bytes
-    const std::size_t size = std::max(read_u16(file, at + 2), 2U);
-    if (size > file.size() - at - 2) break;
-    const Bytes segment = file.subspan(at + 4, size - 2);
-    if (marker == app1 && starts_with(segment, prefix)) return segment.subspan(prefix.size());
-    at += 2 + size;
-  }
-  return {};
+/// The samples of all pixels. Where libjpeg warns, what it makes of the file counts nevertheless,
+/// unless it depends on what comes behind the data, which then ended early.
+std::vector<std::uint8_t> decode_whole(Decompressor& jpeg, Bytes file, Bytes split,
+                                       const JpegHeader& header, int format) {
+  constexpr std::array<std::uint8_t, 8> behind{0xFE, 0x5A, 0xC3, 0xA5, 0x96, 0x69, 0x3C, 0x0F};
+  const std::size_t size =
+      header.width * header.height * static_cast<std::size_t>(tjPixelSize[format]);
+  std::vector<std::uint8_t> samples(size);
+  if (jpeg.decode(split, header, format, TJFLAG_STOPONWARNING, samples)) return samples;
+  // an error behind a warning can't be told from it, but leaves samples as they were
+  std::vector<std::uint8_t> others(size, 255);
+  std::ranges::fill(samples, std::uint8_t{0});
+  static_cast<void>(jpeg.decode(split, header, format, 0, samples));
+  static_cast<void>(jpeg.decode(split_jpeg(file, behind).file, header, format, 0, others));
+  if (samples != others) throw Error("the JPEG file is damaged: a scan's data end early");
+  return samples;
 }
 
 /// The product of two samples, of which 255 is 1, in Pillow's fixed point.
@@ -97,16 +94,19 @@ int sample_format(int colour_space) {
 
 }  // namespace
 
-JpegHeader read_jpeg_header(Bytes file) { return Decompressor().read_header(file); }
+JpegHeader read_jpeg_header(Bytes file) {
+  return Decompressor().read_header(split_jpeg(file).file);
+}
 
 Image decode_jpeg(Bytes file, const Decoding& decoding) {
   Decompressor jpeg;
-  const JpegHeader header = jpeg.read_header(file);
-  const int orientation = read_orientation(find_exif(file));
+  const JpegParts parts = split_jpeg(file);
+  const JpegHeader header = jpeg.read_header(parts.file);
+  const int orientation = read_orientation(parts.exif);
   check_size({header.width, header.height, orientation}, decoding);
   const int format = sample_format(header.colour_space);
   const auto step = static_cast<std::size_t>(tjPixelSize[format]);
-  const std::vector<std::uint8_t> samples = jpeg.decode(file, header, format);
+  const std::vector<std::uint8_t> samples = decode_whole(jpeg, file, parts.file, header, format);
   Image image = make_image(header.width, header.height, decoding.mode);
   for (std::size_t at = 0; at < samples.size(); at += step) {
     append(image, colour_of(Bytes(samples).subspan(at, step)));

@@ -1,12 +1,15 @@
 #include "png_file.h"
 
 #include <png.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <array>
 #include <csetjmp>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <optional>
 #include <span>
@@ -101,6 +104,21 @@ class PngReader {
     return Bytes(chunks[count - 1].data, chunks[count - 1].size);
   }
 
+  /// Bytes of all rows in the file, each with that of its filter.
+  [[nodiscard]] std::size_t size_in_file() const {
+    const auto bits = static_cast<std::uint32_t>(channels() * depth_);
+    const auto size_of = [bits](std::size_t columns, std::size_t rows) {
+      return columns == 0 ? 0 : rows * (1 + (columns * bits + 7) / 8);
+    };
+    const bool interlaced = png_get_interlace_type(png_, info_) != PNG_INTERLACE_NONE;
+    if (!interlaced) return size_of(width(), height());
+    std::size_t size = 0;
+    for (int pass = 0; pass < PNG_INTERLACE_ADAM7_PASSES; ++pass) {
+      size += size_of(PNG_PASS_COLS(width(), pass), PNG_PASS_ROWS(height(), pass));
+    }
+    return size;
+  }
+
   /// All samples, a byte each, row by row.
   [[nodiscard]] std::vector<std::uint8_t> read_samples() {
     std::vector<std::uint8_t> samples(height() * row_size());
@@ -120,6 +138,7 @@ class PngReader {
     // our own limit has been checked
     png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
     png_set_crc_action(png_, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+    png_set_check_for_invalid_index(png_, 0);  // beyond the palette is black
     png_set_option(png_, PNG_MAXIMUM_INFLATE_WINDOW, PNG_OPTION_ON);  // as Pillow
     // metadata, which may be bombs, are skipped; tRNS is kept as it is, since Pillow uses what
     // libpng would drop
@@ -227,16 +246,61 @@ class Colours {
   std::optional<std::array<std::uint8_t, 3>> key_;
 };
 
-/// The first eXIf chunk, before or behind the samples; empty if there is none.
-Bytes find_exif(Bytes file) {
+/// A chunk's name and content; empty at the end.
+struct Chunk {
+  Bytes name;
+  Bytes content;
+};
+
+/// The chunk at `at`, which moves behind it.
+Chunk next_chunk(Bytes file, std::size_t& at) {
+  if (at + 12 > file.size() || read_u32(file, at) > file.size() - at - 12) return {};
+  const Chunk chunk{file.subspan(at + 4, 4), file.subspan(at + 8, read_u32(file, at))};
+  at += 12 + chunk.content.size();
+  return chunk;
+}
+
+/// All chunks up to IEND, or where the file is cut.
+std::vector<Chunk> find_chunks(Bytes file) {
+  std::vector<Chunk> chunks;
   std::size_t at = png_magic.size();
-  while (at + 12 <= file.size() && !starts_with(file.subspan(at + 4), "IEND")) {
-    const std::size_t length = read_u32(file, at);
-    if (length > file.size() - at - 12) break;
-    if (starts_with(file.subspan(at + 4), "eXIf")) return file.subspan(at + 8, length);
-    at += 12 + length;
+  for (Chunk chunk = next_chunk(file, at); !chunk.name.empty(); chunk = next_chunk(file, at)) {
+    if (starts_with(chunk.name, "IEND")) break;
+    chunks.push_back(chunk);
   }
-  return {};
+  return chunks;
+}
+
+/// The first eXIf chunk, before or behind the samples; empty if there is none.
+Bytes find_exif(const std::vector<Chunk>& chunks) {
+  const auto is_exif = [](const Chunk& chunk) { return starts_with(chunk.name, "eXIf"); };
+  const auto exif = std::ranges::find_if(chunks, is_exif);
+  return exif == chunks.end() ? Bytes() : exif->content;
+}
+
+/// The compressed samples must end, with their checksum: libpng doesn't always look. More than a
+/// little behind them may be a bomb.
+void check_end(const std::vector<Chunk>& chunks, std::size_t size) {
+  constexpr std::size_t surplus = 1 << 16;
+  z_stream stream{};
+  if (inflateInit(&stream) != Z_OK) throw std::bad_alloc();
+  const std::unique_ptr<z_stream, decltype(&inflateEnd)> owner(&stream, inflateEnd);
+  std::vector<Bytef> output(1 << 16);
+  int status = Z_OK;
+  const auto is_data = [](const Chunk& chunk) { return starts_with(chunk.name, "IDAT"); };
+  for (auto chunk = std::ranges::find_if(chunks, is_data);
+       chunk != chunks.end() && is_data(*chunk) && (status == Z_OK || status == Z_BUF_ERROR);
+       ++chunk) {
+    stream.next_in = const_cast<Bytef*>(chunk->content.data());
+    stream.avail_in = static_cast<uInt>(chunk->content.size());
+    do {
+      stream.next_out = output.data();
+      stream.avail_out = static_cast<uInt>(output.size());
+      status = inflate(&stream, Z_NO_FLUSH);
+      if (stream.total_out > size + surplus) damaged("IDAT: too much image data");
+    } while (status == Z_OK && (stream.avail_in > 0 || stream.avail_out == 0));
+  }
+  if (status != Z_STREAM_END) damaged("IDAT: the compressed data have no right end");
 }
 
 Image read_image(PngReader& png, Decoding::Mode mode) {
@@ -257,11 +321,13 @@ Image decode_png(Bytes file, const Decoding& decoding) {
     damaged("it doesn't begin with IHDR");
   }
   if (file.size() < 24) throw Error("the PNG file is truncated");
-  const int orientation = read_orientation(find_exif(file));
+  const std::vector<Chunk> chunks = find_chunks(file);
+  const int orientation = read_orientation(find_exif(chunks));
   check_size({read_u32(file, 16), read_u32(file, 20), orientation}, decoding);
   PngReader png(file);
   Image image = read_image(png, decoding.mode);
   png.read_end();
+  check_end(chunks, png.size_in_file());
   return transpose(std::move(image), orientation);
 }
 

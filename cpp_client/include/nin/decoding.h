@@ -32,9 +32,9 @@ struct Decoding {
 /// upper 8; grey by ITU-R 601. Pixels are height * width bytes, or three times as many where the
 /// mode is rgb: row by row, R, G and B of a pixel together. They are the same as in Python, bit for
 /// bit: of JPEG, where both decode by libjpeg-turbo, as Pillow's wheels do. Throws Error where the
-/// bytes aren't a whole image, where the decoding makes no sense, or before anything is decoded
-/// where the image has more than 50 million pixels, now or resized, an edge above 65,535, or one
-/// that vanishes when it is fitted into the size.
+/// bytes aren't a whole image by the server's rule (docs/serving.md), where the decoding makes no
+/// sense, or before anything is decoded where the image has more than 50 million pixels, now or
+/// resized, an edge above 65,535, or one that vanishes when it is fitted into the size.
 [[nodiscard]] std::vector<std::uint8_t> decode_image(std::span<const std::uint8_t> file,
                                                      const Decoding& decoding);
 

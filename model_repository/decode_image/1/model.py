@@ -6,16 +6,21 @@ serves it. It needs numpy and Pillow, which the official container doesn't have:
 1. The format must be PNG or JPEG. The size that the header declares is at most MAX_PIXELS, each
    edge at most MAX_EDGE, and what it is resized to is at most MAX_PIXELS and no edge of it 0: a
    decompression bomb is refused before it is decoded.
-2. Metadata are dropped unread, so that broken ones can't fail an image, but for the orientation of
+2. The data must be whole. Of a PNG the compressed samples must end rightly, with at least all rows
+   and at most SURPLUS bytes more. A JPEG must be baseline, extended or progressive in Huffman's
+   code, with all scans and restart markers, up to its end; where a scan's data end early, decoding
+   them shows it, for what comes behind them then changes the pixels. Damage within a scan that
+   doesn't is beyond what can be told: such a scan is what libjpeg makes of it.
+3. Metadata are dropped unread, so that broken ones can't fail an image, but for the orientation of
    plain Exif: the first eXIf chunk of a PNG, the first Exif segment of a JPEG. Orientations in XMP
    or in text chunks don't count; Exif that is broken counts as none.
-3. Transparent pixels are laid over black; of 16 bits the upper 8 are kept.
-4. mode "grey": colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). "rgb": grey becomes
+4. Transparent pixels are laid over black; of 16 bits the upper 8 are kept.
+5. mode "grey": colour becomes grey by ITU-R 601 (0.299 R + 0.587 G + 0.114 B). "rgb": grey becomes
    equal parts of red, green and blue.
-5. resize "stretch": to height x width. "pad": as large as fits there, centred on black, as
+6. resize "stretch": to height x width. "pad": as large as fits there, centred on black, as
    PIL.ImageOps.pad. "crop": the shorter edge becomes `shorter_side`, then the centre is cut out, as
    torchvision's Resize and CenterCrop. What has the right size stays as it is, bit for bit.
-6. filter "bicubic" or "bilinear", both antialiased: Pillow's.
+7. filter "bicubic" or "bilinear", both antialiased: Pillow's.
 
 The C++ library makes the same pixels and refusals; tests/test_cpp_images.py holds the two against
 each other.
@@ -23,14 +28,18 @@ each other.
 
 import io
 import json
+import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -40,6 +49,24 @@ MAX_EDGE = 65_535  # as JPEG's; a decoder needs memory for each row, however sho
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 NOT_WHOLE = "not a whole PNG or JPEG file"
+
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+PNG_CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+PALETTE = 3  # the colour type
+ADAM7 = (  # the passes of an interlaced PNG: first column and row, steps
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+SURPLUS = 1 << 16  # bytes behind the samples, which some programs write; more may be a bomb
+STEP = 1 << 16  # bytes that are inflated at once
+
+FRAMES = (0xC0, 0xC1, 0xC2)  # of JPEG: baseline, extended, progressive; all by Huffman's code
+OTHERS = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE)  # that libjpeg reads: tables, intervals, colours
+RESTARTS = bytes(range(0xD0, 0xD8))
+MAX_SCANS = 500  # as TurboJPEG's: each one takes time
+BEHIND = bytes.fromhex("fe5ac3a596693c0f")  # nothing like the zeros that libjpeg makes up
+END_OF_SCAN = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
+RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -85,10 +112,11 @@ def decode(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is only odd doesn't matter
-            image, orientation = _open(data)
+            image, orientation, check_data = _open(data)
             upright = image.size[::-1] if orientation in SIDEWAYS else image.size
             resized = _resized(upright, (width, height), resize, shorter_side)
             _check_resized(image.size, resized, (width, height))
+            check_data()
             coloured = _convert(_turn_upright(image, orientation), mode)
             pixels = np.asarray(coloured.resize(resized, FILTERS[filter]), np.uint8)
     except MemoryError:
@@ -100,19 +128,24 @@ def decode(
     return np.ascontiguousarray(pixels)
 
 
-def _open(data: bytes) -> tuple[Image.Image, int]:
-    """An image whose header has been read, not its pixels, and its orientation."""
+def _open(data: bytes) -> tuple[Image.Image, int, Callable[[], None]]:
+    """An image whose header has been read, not its pixels; its orientation; what checks its data.
+
+    The data are checked last: a bomb is refused by its size.
+    """
     # not by Image.open, which has a limit of its own
     if data.startswith(PNG_MAGIC):
-        file, exif = _split_png(data)
+        file, exif, header, samples = _split_png(data)
         image: Image.Image = PngImageFile(io.BytesIO(file))
+        check = partial(_check_samples, header, samples)
     elif data.startswith(JPEG_MAGIC):
         file, exif = _split_jpeg(data)
         image = JpegImageFile(io.BytesIO(file))
+        check = partial(_check_scans, image, data)
     else:
         raise ValueError(NOT_WHOLE)
     _check_size(image.size)
-    return image, _orientation(exif)
+    return image, _orientation(exif), check
 
 
 # --- sizes ---
@@ -173,66 +206,200 @@ def _centre(pixels: NDArray[np.uint8], axis: int, length: int, resize: str) -> N
 # --- metadata ---
 
 
-def _split_png(data: bytes) -> tuple[bytes, bytes]:
-    """A file without its metadata, and its Exif, b"" if there is none.
+def _split_png(data: bytes) -> tuple[bytes, bytes, bytes, list[bytes]]:
+    """A file without its metadata, its Exif, b"" if there is none, its IHDR and its IDAT.
 
     Keeps what makes the pixels; as libpng, of IDAT the first row of chunks only.
     """
-    kept, exif, previous = [PNG_MAGIC], None, b""
-    seen: set[bytes] = set()
-    at = len(PNG_MAGIC)
-    while previous != b"IEND":
-        name, content, end = _png_chunk(data, at)
-        if name == b"eXIf" and exif is None:
-            exif = content
-        if name in (b"PLTE", b"tRNS"):
-            keep = b"IDAT" not in seen
-        elif name == b"IDAT":
-            keep = name not in seen or previous == name
-        else:
-            keep = name in (b"IHDR", b"IEND")
-            if (name == b"IHDR") != (not previous) or (name[:1].isupper() and not keep):
-                raise ValueError(NOT_WHOLE)
-        kept += [data[at:end]] if keep else []
-        seen.add(name)
-        previous, at = name, end
-    return b"".join(kept), exif or b""
-
-
-def _png_chunk(data: bytes, at: int) -> tuple[bytes, bytes, int]:
-    """Name, content and end of the chunk at `at`; its checksum must be right."""
-    length, name = struct.unpack_from(">I4s", data, at)
-    content = data[at + 8 : at + 8 + length]
-    (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
-    if not name.isalpha() or zlib.crc32(content, zlib.crc32(name)) != checksum:
+    chunks = _png_chunks(data)
+    names = [name for name, _ in chunks]
+    critical = {name for name in names if name[:1].isupper()}
+    if names.count(b"IHDR") != 1 or names.count(b"PLTE") > 1 or not critical <= PNG_CRITICAL:
         raise ValueError(NOT_WHOLE)
-    return name, content, at + 12 + length
+    if names[0] != b"IHDR" or b"IDAT" not in names:
+        raise ValueError(NOT_WHOLE)
+    start = names.index(b"IDAT")
+    header = chunks[0][1]
+    colours = [(name, part) for name, part in chunks[:start] if name in (b"PLTE", b"tRNS")]
+    samples = [part for _, part in takewhile(lambda chunk: chunk[0] == b"IDAT", chunks[start:])]
+    _check_header(header, dict(colours).get(b"PLTE", b""))
+    kept = [_chunk(b"IHDR", header)]
+    kept += [_chunk(name, part[:256] if name == b"tRNS" else part) for name, part in colours]
+    kept += [_chunk(b"IDAT", part) for part in samples]
+    exif = next((part for name, part in chunks if name == b"eXIf"), b"")
+    return b"".join([PNG_MAGIC, *kept, _chunk(b"IEND", b"")]), exif, header, samples
 
 
-def _split_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    """As _split_png: drops comments and application segments that libjpeg reads no colours by."""
-    kept, exif, at = [data[:2]], None, 2
-    while True:
-        fill, marker, length = struct.unpack_from(">BBH", data, at)
-        if fill != 0xFF:
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Name and content of each chunk up to IEND; their checksums must be right."""
+    chunks: list[tuple[bytes, bytes]] = []
+    at = len(PNG_MAGIC)
+    while not chunks or chunks[-1][0] != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, at)
+        content = data[at + 8 : at + 8 + length]
+        (checksum,) = struct.unpack_from(">I", data, at + 8 + length)
+        if not name.isalpha() or zlib.crc32(content, zlib.crc32(name)) != checksum:
             raise ValueError(NOT_WHOLE)
-        if marker == 0xFF:  # more of them may fill up
-            at += 1
+        chunks.append((name, content))
+        at += 12 + length
+    return chunks
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(content, zlib.crc32(name))
+    return struct.pack(">I4s", len(content), name) + content + struct.pack(">I", checksum)
+
+
+def _check_header(header: bytes, palette: bytes) -> None:
+    """Pillow checks neither; the bits of a sample it does."""
+    if len(header) != 13:
+        raise ValueError(NOT_WHOLE)
+    colour, compression, filtering, interlacing = header[9:]
+    whole = 3 <= len(palette) <= 768 and len(palette) % 3 == 0
+    if compression or filtering or interlacing > 1 or (colour == PALETTE and not whole):
+        raise ValueError(NOT_WHOLE)
+
+
+def _check_samples(header: bytes, parts: list[bytes]) -> None:
+    """What is compressed must be whole: Pillow leaves rows that are missing black."""
+    least, size = _size_of_samples(header), 0
+    inflater = zlib.decompressobj()
+    for rest in (part[at : at + STEP] for part in parts for at in range(0, len(part), STEP)):
+        rows = b""
+        while rest or len(rows) == STEP:
+            rows = inflater.decompress(rest, STEP)
+            rest = inflater.unconsumed_tail
+            size += len(rows)
+            if size > least + SURPLUS or (inflater.eof and size < least):
+                raise ValueError(NOT_WHOLE)
+            if inflater.eof:
+                return
+    raise ValueError(NOT_WHOLE)
+
+
+def _size_of_samples(header: bytes) -> int:
+    """Bytes of all rows, each with that of its filter."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    size = 0
+    for x, y, dx, dy in ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = len(range(x, width, dx)), len(range(y, height, dy))
+        size += rows * (1 + (columns * depth * PNG_CHANNELS[colour] + 7) // 8) if columns else 0
+    return size
+
+
+def _split_jpeg(data: bytes, behind: bytes = b"") -> tuple[bytes, bytes]:
+    """A file without its metadata, and its Exif; with `behind` at the end of all that is coded.
+
+    Keeps what makes the pixels, up to the end of the image: libjpeg has nothing to skip.
+    """
+    kept, exif, frame, interval, scans, at = [data[:2]], b"", None, 0, 0, 2
+    while True:
+        marker, segment, at = _jpeg_segment(data, at)
+        content = segment[4:]
+        if marker == 0xD9:
+            break
+        if marker == 0xE1 and content.startswith(b"Exif\0\0") and not scans:
+            exif = exif or content
+        if _is_metadata(marker, content):
             continue
-        if marker == 0xDA or marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # the scan, or no segment
-            return b"".join([*kept, data[at:]]), exif or b""
-        end = at + 2 + max(length, 2)  # libjpeg forgives less than the length's own two bytes
-        segment = data[at + 4 : end]
-        if marker == 0xE1 and segment.startswith(b"Exif\0\0") and exif is None:
-            exif = segment[6:]
-        if not _is_metadata(marker, segment):
-            kept.append(data[at:end])
-        at = end
+        kept.append(segment)
+        if marker in FRAMES and frame is None:
+            frame = _Frame(content, progressive=marker == 0xC2)
+        elif marker == 0xDD:
+            (interval,) = struct.unpack(">H", content)
+        elif marker == 0xDA and frame is not None and scans < MAX_SCANS:
+            scan, at = _jpeg_scan(data, at)
+            _check_restarts(scan, frame.add(content), interval)
+            kept += [RESTART.sub(behind + rb"\g<0>", scan), behind]
+            scans += 1
+        elif marker not in OTHERS:
+            raise ValueError(NOT_WHOLE)
+    if frame is None or not frame.is_whole():
+        raise ValueError(NOT_WHOLE)
+    return b"".join([*kept, data[at - 2 : at]]), exif[6:]
 
 
-def _is_metadata(marker: int, segment: bytes) -> bool:
-    jfif = marker == 0xE0 and len(segment) >= 14 and segment.startswith(b"JFIF\0")
-    adobe = marker == 0xEE and len(segment) >= 12 and segment.startswith(b"Adobe")
+def _jpeg_segment(data: bytes, at: int) -> tuple[int, bytes, int]:
+    """The marker at `at`, its segment, which begins with it, and where that ends."""
+    start = re.compile(rb"\xff+").match(data, at)
+    if start is None:
+        raise ValueError(NOT_WHOLE)
+    at = start.end() - 1  # more of them may fill up
+    marker = data[at + 1]
+    if marker == 0xD9:
+        return marker, data[at : at + 2], at + 2
+    (length,) = struct.unpack_from(">H", data, at + 2)
+    end = at + 2 + max(length, 2)  # libjpeg forgives less than the length's own two bytes
+    return marker, data[at:end], end
+
+
+def _jpeg_scan(data: bytes, at: int) -> tuple[bytes, int]:
+    """What is coded at `at`, without bytes that only fill up, and where it ends."""
+    end = END_OF_SCAN.search(data, at)
+    if end is None:
+        raise ValueError(NOT_WHOLE)
+    scan = re.sub(rb"\xff\xff+", b"\xff", data[at : end.start()])
+    return scan.rstrip(b"\xff"), end.start()
+
+
+def _check_restarts(scan: bytes, units: int, interval: int) -> None:
+    expected = (units - 1) // interval if interval else 0
+    found = b"".join(RESTART.findall(scan))
+    if len(found) != expected or found != (RESTARTS * (expected // 8 + 1))[:expected]:
+        raise ValueError(NOT_WHOLE)
+
+
+class _Frame:
+    """What a JPEG's frame declares, and what its scans have brought of it."""
+
+    def __init__(self, content: bytes, *, progressive: bool) -> None:
+        _, self._height, self._width, count = struct.unpack_from(">BHHB", content)
+        components = [content[at : at + 3] for at in range(6, len(content), 3)]
+        self._factors = {name: (both >> 4, both & 15) for name, both, _ in components}
+        if len(self._factors) != count:
+            raise ValueError(NOT_WHOLE)
+        self._progressive = progressive
+        # of each component's coefficients the lowest bit that is known
+        self._bits: dict[int, list[int | None]] = {name: [None] * 64 for name in self._factors}
+
+    def add(self, scan: bytes) -> int:
+        """Adds a scan by its header; returns how many units between restarts it has to have."""
+        *_, first, last, bits = scan
+        names = scan[1:-3:2]
+        if not self._progressive:
+            first, last, bits = 0, 63, 0
+        for name in names:
+            for i in range(first, last + 1):
+                known = self._bits[name][i]
+                if bits >> 4 != (known or 0) or (known is not None and not bits):
+                    raise ValueError(NOT_WHOLE)
+                self._bits[name][i] = bits & 15
+        return self._units(names)
+
+    def is_whole(self) -> bool:
+        return all(bit == 0 for bits in self._bits.values() for bit in bits)
+
+    def _units(self, names: bytes) -> int:
+        across, down = self._factors[names[0]] if len(names) == 1 else (1, 1)
+        most_across, most_down = map(max, zip(*self._factors.values(), strict=True))
+        columns = -(-self._width * across // (8 * most_across))
+        rows = -(-self._height * down // (8 * most_down))
+        return int(columns * rows)
+
+
+def _check_scans(image: Image.Image, data: bytes) -> None:
+    """Where a scan's data end early, what comes behind them changes the pixels.
+
+    Pillow says nothing of it: libjpeg only warns.
+    """
+    file, _ = _split_jpeg(data, BEHIND)
+    if ImageChops.difference(image, JpegImageFile(io.BytesIO(file))).getbbox() is not None:
+        raise ValueError(NOT_WHOLE)
+
+
+def _is_metadata(marker: int, content: bytes) -> bool:
+    jfif = marker == 0xE0 and len(content) >= 14 and content.startswith(b"JFIF\0")
+    adobe = marker == 0xEE and len(content) >= 12 and content.startswith(b"Adobe")
     return (0xE0 <= marker <= 0xEF or marker == 0xFE) and not jfif and not adobe
 
 
