@@ -380,9 +380,10 @@ def test_the_script_starts_a_server_that_dies_again(embedded: None, lenet_reposi
 
 
 def test_it_serves_on_when_nobody_reads_what_it_says(
-    embedded: None, lenet_repository: Path
+    embedded: None, lenet_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after `nin serve | grep -m1 Ready`."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # for the log that it keeps
     with serve_script(lenet_repository) as process:
         address = address_in(read_until(process, "Ready"))
         assert process.stdout
