@@ -1,8 +1,10 @@
 """The client class and `nin classify`, against the live server and against worse ones."""
 
 import asyncio
+import errno
 import gzip
 import json
+import os
 import re
 import socket
 import socketserver
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from nin.client import IN_FLIGHT, URLS, AsyncClient, Client, Prediction, Protocol
+from nin.client.connection import connection_options, control_key, is_loopback
 from nin.contract import Contract
 from nin.errors import InputError, ServerError, UnreachableError
 from nin.images import encode_png
@@ -122,6 +125,66 @@ def test_a_region_that_the_server_still_holds_is_given_back_a_moment_later(
         assert len(held) == 1
 
 
+@pytest.fixture
+def full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for more than 1,000 bytes at a time."""
+    reserve = os.posix_fallocate
+
+    def limited(descriptor: int, offset: int, size: int) -> None:
+        if size > 1000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", limited)
+
+
+def test_full_shared_memory_is_an_error_and_leaves_nothing(
+    server: Server, pixels: Pixels, full_memory: None
+) -> None:
+    with Client(server.http, shared_memory=True) as client:
+        before = client.classify(pixels[:1])
+        with pytest.raises(
+            InputError,
+            match=r"no region of 1568 bytes in /dev/shm: .*No space left.*; free some .*--shm-size",
+        ):
+            client.classify(pixels[:2])
+        assert not list(Path("/dev/shm").glob(f"nin-{os.getpid()}-*"))  # noqa: S108
+        assert client._client.get_system_shared_memory_status() == []
+        assert client.classify(pixels[:1]) == before
+
+
+def test_a_region_that_can_not_be_made_is_an_error(
+    server: Server, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(server.http, shared_memory=True) as client:
+        assert client._regions
+        memory = client._regions._memory
+
+        def refuse(*_: object) -> None:
+            raise memory.SharedMemoryException("unable to create") from OSError("no")
+
+        monkeypatch.setattr(memory, "create_shared_memory_region", refuse)
+        with pytest.raises(InputError, match="no region of 784 bytes in /dev/shm: no; free"):
+            client.classify(pixels[:1])
+
+
+def test_a_region_that_the_server_refuses_leaves_nothing(
+    server: Server, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(server.http, shared_memory=True) as client:
+        register = client._client.register_system_shared_memory
+
+        def refuse(*_: object, **options: object) -> None:
+            raise InferenceServerException("no")
+
+        monkeypatch.setattr(client._client, "register_system_shared_memory", refuse)
+        with pytest.raises(ServerError, match="answers: no"):
+            client.classify(pixels[:1])
+        assert not list(Path("/dev/shm").glob(f"nin-{os.getpid()}-*"))  # noqa: S108
+        monkeypatch.setattr(client._client, "register_system_shared_memory", register)
+        assert indices(client.classify(pixels[:1])) == [9]
+
+
 @protocols
 def test_a_server_that_was_restarted_is_told_of_the_regions_again(
     server: Server, pixels: Pixels, protocol: Protocol
@@ -211,7 +274,7 @@ NO_ADDRESSES = (
     "here", "http://127.0.0.1:8000", "127.0.0.1:", ":1", "a:99999", "a:0", f"a:{'1' * 5000}",
     "::1:8000", "[]:8000", "[a]:8000", "[::1]8000", "[127.0.0.1]:8000", "127.0.0.1:８０００",
     "127.0.0.1:+1", "127.0.0.1:1\n", "a b:1", "a@b:1", "a?b:1", "a#b:1", "a..b:1", "\udce9:1",
-    f"{'a' * 64}:1",
+    f"{'a' * 64}:1", "[::1%lo]:8000",
 )  # fmt: skip
 
 
@@ -354,6 +417,61 @@ def test_a_proxy_is_not_sent_what_is_for_this_machine(
         assert indices(client.classify(pixels[:2])) == [9, 2]
     assert indices(asyncio.run(async_classify(url, protocol, pixels[:2]))) == [9, 2]
     assert proxy.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        (socket.gethostname(), True), (socket.gethostname().upper(), True), ("LOCALHOST.", True),
+        ("a.localhost", True), ("127.1", True), ("0", True), ("2130706433", True),
+        ("0x7f.1", True), ("[::1]", True), ("[::ffff:127.0.0.1]", True), ("[::]", True),
+        ("10.1", False), ("1", False), ("[::2]", False), ("triton.example", False),
+    ],
+)  # fmt: skip
+def test_this_machine_is_known_however_it_is_spelled(host: str, here: bool) -> None:
+    assert is_loopback(host) is here
+    options, _ = connection_options("grpc", f"{host}:8001", (), 1)
+    assert (("grpc.enable_http_proxy", 0) in options["channel_args"]) is here
+
+
+def test_a_server_that_was_down_is_found_again_soon(
+    fake: Callable[[bytes | None], Fake],
+) -> None:
+    """gRPC's own pauses are 1 s, 1.6 s and so on, up to 120 s."""
+    pauses = np.full(40, 0.1)
+    synchronous, asynchronous = fake(b""), fake(b"")
+
+    async def ask() -> None:
+        async with AsyncClient(asynchronous.url, protocol="grpc", retries=0) as client:
+            for pause in pauses:
+                with suppress(UnreachableError):
+                    await client.infer("a", {})
+                await asyncio.sleep(pause)
+
+    thread = threading.Thread(target=lambda: asyncio.run(ask()))
+    thread.start()
+    with Client(synchronous.url, protocol="grpc", retries=0) as client:
+        for pause in pauses:
+            with suppress(UnreachableError):
+                client.infer("a", {})
+            time.sleep(pause)
+    thread.join()
+    assert synchronous.connections >= 6
+    assert asynchronous.connections >= 6
+
+
+@pytest.mark.parametrize("key", ["two words", " ", "a\nb", "é", "\udce9", "a\x7f"])
+def test_a_control_key_that_no_header_holds_is_refused(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("NIN_CONTROL_KEY", key)
+    with pytest.raises(InputError, match=r"NIN_CONTROL_KEY is '.*', expected ASCII letters"):
+        control_key()
+
+
+def test_an_empty_control_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIN_CONTROL_KEY", "")
+    assert control_key() == "development"
 
 
 def test_a_proxy_is_asked_for_other_machines(proxy: Fake) -> None:

@@ -28,6 +28,7 @@ from nin.paths import MODEL_REPOSITORY, ROOT
 from nin.serve.configs import CONFIG, WARMUP, layout_for, parse
 from nin.serve.repository import (
     model_names,
+    not_models,
     prune,
     publish,
     require_published,
@@ -128,6 +129,20 @@ def test_a_version_that_no_server_would_choose_is_refused(
     with pytest.raises(InputError, match=f"version {version} isn't newer than 2"):
         publish(lenet, lenet_artifacts, own, version=version)
     assert numbers(own) == everywhere(2, 1)
+
+
+def test_a_version_that_is_too_large_is_refused(
+    lenet: Contract, lenet_artifacts: Path, own: Path
+) -> None:
+    most = 10**18 - 1
+    with pytest.raises(
+        InputError, match=f"version {most + 1} is too large, expected at most {most}"
+    ):
+        publish(lenet, lenet_artifacts, own, version=most + 1)
+    assert_untouched(own)
+    assert publish(lenet, lenet_artifacts, own, version=most) == most
+    with pytest.raises(InputError, match=f"version {most + 1} is too large"):
+        publish(lenet, lenet_artifacts, own)
 
 
 def test_rollback_publishes_the_version_before_again(
@@ -523,6 +538,7 @@ def test_publishers_killed_at_random_leave_a_repository_that_loads(
             "docs isn't a model repository: it holds cpp.md",
         ),
         (("--gpu", "--instances", 2), "--gpu is one instance of each model"),
+        (("--version", "9" * 5000), "invalid positive value"),
         (("--cores", 0), "0 is not a whole number from 1 on"),
         (("--rollback", "--cores", 2), "--rollback leaves the configurations"),
         (("--repository", "nowhere/at/all", "--rollback"), "no model repository at"),
@@ -693,6 +709,29 @@ def test_a_model_without_a_configuration_gets_it(
     assert "small_decode" not in model_names(own)
     publish(lenet, lenet_artifacts, own)
     assert "small_decode" in model_names(own)
+
+
+def test_only_what_a_server_takes_for_a_version_is_one(lenet: Contract, own: Path) -> None:
+    for name in ("0", "01", "2a", "\u0663", "9" * 20):
+        (own / "small" / name).mkdir()
+    (own / "small" / "7").write_text("a file")
+    assert [version.number for version in versions(own) if version.model == "small"] == [1]
+
+
+def test_a_folder_whose_configuration_has_another_name_is_no_model(
+    lenet: Contract, own: Path
+) -> None:
+    shutil.copytree(own / "small", own / "small.bak")
+    (own / "broken").mkdir()
+    (own / "broken" / "config.pbtxt").symlink_to("nowhere")
+    (own / "folder" / "config.pbtxt").mkdir(parents=True)
+    (own / "nameless").mkdir()
+    (own / "nameless" / "config.pbtxt").write_text("")
+    (own / "unreadable").mkdir()
+    (own / "unreadable" / "config.pbtxt").write_text("max_batch_size: many")
+    models = {model.name for model in lenet.models}
+    assert set(model_names(own)) == models | {"nameless", "unreadable"}
+    assert not_models(own) == ["folder", "small.bak"]
 
 
 def test_openvino_needs_a_model_that_is_calibrated(

@@ -1,6 +1,7 @@
 """A model's samples: IDX files, and image files in folders."""
 
 import gzip
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,28 @@ def test_idx_files_that_do_not_fit(
 ) -> None:
     write_pair(tmp_path, "t10k-", images, None if labels is None else np.array(labels, np.uint8))
     with pytest.raises(InputError, match=message):
+        open_samples(in_folder(contract, tmp_path, "idx"))
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28), (2**32 - 1, 65535, 65535), (1, 1)])
+def test_a_file_is_unpacked_only_as_far_as_it_promises(
+    contract: Contract, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+    path = tmp_path / "images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(header + bytes(100 << 20)))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"promises 2 images, .*it has more|expected images"):
+        open_samples(in_folder(contract, tmp_path, "idx"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 << 20
+
+
+def test_a_file_may_hold_less_than_it_promises(contract: Contract, tmp_path: Path) -> None:
+    header = bytes([0, 0, 8, 3]) + np.array([2**32 - 1, 28, 28], ">u4").tobytes()
+    (tmp_path / "images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(50)))
+    with pytest.raises(InputError, match="promises 4294967295 images, .*it has 66 bytes"):
         open_samples(in_folder(contract, tmp_path, "idx"))
 
 

@@ -26,6 +26,7 @@ import nin.serve.server
 from nin.client import URLS, Client
 from nin.contract import Contract
 from nin.errors import InputError
+from nin.files import temporary_folder
 from nin.images import encode_png
 from nin.network.build import TrainedModel
 from nin.paths import MODEL_REPOSITORY, ROOT, TRITON
@@ -33,7 +34,7 @@ from nin.reference.exact import compute_reference
 from nin.releases import DEPLOYED
 from nin.samples import open_samples
 from nin.serve.repository import publish
-from nin.serve.server import PORTS, ServerDiedError, find_tritonserver, serve
+from nin.serve.server import HOST, PORTS, ServerDiedError, find_tritonserver, serve
 from tests.conftest import Script
 from tests.models import ODD_LABELS
 
@@ -378,6 +379,27 @@ def test_the_script_starts_a_server_that_dies_again(embedded: None, lenet_reposi
     Path(re.findall(r"its log is (\S+\.log)", line)[0]).unlink()
 
 
+def test_it_serves_on_when_nobody_reads_what_it_says(
+    embedded: None, lenet_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `nin serve | grep -m1 Ready`."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # for the log that it keeps
+    with serve_script(lenet_repository) as process:
+        address = address_in(read_until(process, "Ready"))
+        assert process.stdout
+        process.stdout.close()
+        (first,) = children(process.pid)
+        os.kill(first, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not nin.serve.server._is_ready(f"http://{address}/v2"):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)  # it says so
+        assert process.poll() is None
+        assert children(process.pid) not in ([], [first])
+
+
 def test_a_server_that_always_dies_is_given_up(
     script: Script, lenet_repository: Path, embedded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +426,28 @@ def test_the_server_does_not_outlive_a_script_that_is_killed(
         while Path(f"/proc/{server}/exe").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_the_next_server_sweeps_up_after_one_that_was_killed(
+    embedded: None, lenet_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with serve_script(lenet_repository) as process:
+        read_until(process, "Ready")
+        process.kill()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(f"nin-triton-{process.pid}-")
+    kept = [f"nin-triton-{process.pid}-link", "nin-triton-notes", f"nin-other-{process.pid}-a"]
+    (tmp_path / "target").mkdir()
+    (tmp_path / kept[0]).symlink_to("target")
+    for name in kept[1:]:
+        (tmp_path / name).mkdir()
+    with temporary_folder("triton") as own, temporary_folder("triton") as another:
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "target", own.name, another.name, *kept
+        }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"target", *kept}
 
 
 def test_it_stops_when_the_block_raises(embedded: None, lenet_repository: Path) -> None:
@@ -452,6 +496,36 @@ def test_a_repository_may_have_any_path_and_anything_beside_its_models(
         assert answers(client)
     assert not list(own.parent.rglob("INJECTED"))
     assert not Path("INJECTED").exists()
+
+
+@pytest.mark.parametrize("mode", ["explicit", "poll"])
+def test_copies_of_models_are_not_served_and_named(
+    script: Script, own: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nin.serve.server.Server, "wait", stop)
+    for name in ("small.bak", "small (copy)"):
+        shutil.copytree(own / "small", own / name)
+    ports = [f"--{name}-port=0" for name in PORTS]
+    ended = script(SERVE, "--repository", own, *ports, "--model-control-mode", mode)
+    assert ended.code == 0
+    assert ended.err == (
+        "note: not served, since their config.pbtxt isn't that of a model of their name: "
+        "small (copy), small.bak\n"
+    )
+    assert "Ready" in ended.out
+
+
+def test_any_key_without_spaces_controls_it(
+    embedded: None, lenet_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIN_CONTROL_KEY", """!a:b=c,d;"'\\#%~""")
+    with serve(lenet_repository, ports=FREE) as server:
+        for protocol in URLS:
+            with Client(getattr(server, protocol), protocol=protocol) as client:
+                client.load("small")
 
 
 def test_a_path_that_is_no_text(own: Path) -> None:
@@ -520,11 +594,42 @@ def test_listening_beyond_this_machine_is_said(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nin.commands.serve.serve", stop)
-    said_of = {"::": True, "192.0.2.1": True, "127.0.0.1": False, "::1": False, "localhost": False}
-    for host, said in said_of.items():
-        ended = script(SERVE, "--repository", lenet_repository, "--host", host)
-        assert (f"note: {host} can be reached from other machines" in ended.err) is said
+    monkeypatch.setattr(nin.serve.server.Server, "wait", stop)
+    said_of = {"::": "::", "0": "0.0.0.0", "127.1": "", "::1": "", "localhost": ""}  # noqa: S104
+    for host, address in said_of.items():
+        ended = script(
+            SERVE, "--repository", lenet_repository, "--host", host,
+            *(f"--{name}-port=0" for name in PORTS),
+        )  # fmt: skip
+        assert ended.code == 0
+        note = f"note: {address} can be reached from other machines; " if address else ""
+        assert ended.err.startswith(note)
+        assert ("can be reached" in ended.err) is bool(address)
+
+
+@pytest.mark.parametrize(
+    ("host", "number"),
+    [
+        ("localhost", HOST),
+        ("127.1", HOST),
+        ("0x7f.1", HOST),
+        ("0", "0.0.0.0"),  # noqa: S104
+        ("::1", "::1"),
+        ("::ffff:127.0.0.1", HOST),
+    ],
+)
+def test_a_host_is_resolved_once(host: str, number: str) -> None:
+    """Triton takes a name for 255.255.255.255."""
+    assert nin.serve.server._resolve(host) == number
+
+
+def test_of_a_name_with_both_ipv4_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [
+        (socket.AF_INET6, 1, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, 1, 6, "", ("127.0.0.2", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+    assert nin.serve.server._resolve("here") == "127.0.0.2"
 
 
 # --- refusals ---
@@ -553,8 +658,11 @@ def test_a_port_in_use(script: Script, embedded: None, lenet_repository: Path) -
     [
         (("--http-port", "99999"), "99999 is not a port"),
         (("--host", "203.0.113.7"), "can't listen on 203.0.113.7:8000"),
+        (("--host", "203.0.113.7"), "this machine has no such address: choose another --host"),
         (("--host", ""), "no address to listen on"),
-        (("--host", "é" * 80), "can't listen on"),
+        (("--host", "é" * 80), "no address is known for it"),
+        (("--host", "*"), "can't listen on *: no address is known for it"),
+        (("--host", "::1%lo"), "can't listen on ::1%lo: Triton takes no zone"),
         (("--model-control-mode", "magic"), "invalid choice: 'magic'"),
     ],
 )
@@ -564,6 +672,27 @@ def test_mistakes(
     ended = script(SERVE, "--repository", lenet_repository, *options)
     assert ended.code == 2
     assert message in ended.err
+    assert "can be reached" not in ended.err
+
+
+@pytest.mark.parametrize("name", ["0", "01", "9" * 20, "2.bak", "+3", "-1", " 4"])
+def test_a_folder_that_triton_would_take_for_a_version_is_named(
+    script: Script, own: Path, name: str
+) -> None:
+    (own / "small" / name).mkdir()
+    ended = script(SERVE, "--repository", own)
+    assert ended.code == 2
+    assert f"{own / 'small' / name} isn't a version, 1 to {10**18 - 1}, and Triton" in ended.err
+    assert "rename it, to begin with a letter, or remove it" in ended.err
+
+
+def test_a_control_key_that_can_not_be_sent(
+    script: Script, embedded: None, lenet_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIN_CONTROL_KEY", "two words")
+    ended = script(SERVE, "--repository", lenet_repository, *(f"--{name}-port=0" for name in PORTS))
+    assert ended.code == 2
+    assert ended.err.startswith("error: NIN_CONTROL_KEY is 'two words', expected ASCII")
 
 
 def test_nothing_published(script: Script, embedded: None, tmp_path: Path, own: Path) -> None:

@@ -23,7 +23,7 @@ import tritonclient.utils.shared_memory as shm
 from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from nin.client import URLS, Client, Protocol
 from nin.contract import Model, load_contract
@@ -375,6 +375,19 @@ def test_a_crafted_request_fails_alone(server: Server, reference: Reference, ser
                 by_shared_memory(server, served, shape),
             ):
                 assert "shape" in reason or "batch-size must be <= 64" in reason
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (2**40, 1)])
+def test_a_crafted_request_of_files_is_refused_by_the_decoder(
+    server: Server, pixels: Pixels, shape: tuple[int, ...]
+) -> None:
+    """An ensemble takes it: Triton's core makes it one file there (docs/serving.md)."""
+    data = serialize_byte_tensor(encoded([encode_png(pixels[0])])).item()
+    tensor: dict[str, object] = {"name": "encoded_image", "shape": shape, "datatype": "BYTES"}
+    tensor["parameters"] = {"binary_data_size": len(data)}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    status, error = post(server, text + data, header=len(text), model=DECODER)
+    assert (status, error) == (400, "input 'encoded_image' has shape [1], expected [-1, 1]")
 
 
 def by_grpc(server: Server, model: str, shape: tuple[int, ...]) -> str:

@@ -36,6 +36,12 @@ def output(name: str, dtype: str = "TYPE_FP32", dims: str = "10") -> Change:
     return added(f'output [ {{ name: "{name}" data_type: {dtype} dims: [ {dims} ] }} ]')
 
 
+def without_batching(instead: str) -> Change:
+    return lambda text: re.sub(
+        r"dynamic_batching \{.*?\n\}\n", f"{instead}\n", text, flags=re.DOTALL
+    )
+
+
 def accelerator(kind: str, name: str) -> Change:
     return added(
         f"optimization {{ execution_accelerators {{ {kind}_execution_accelerator "
@@ -74,6 +80,29 @@ def test_onnxruntime_refuses_at_load(
     own: Path, server: Server, change: Change, message: str
 ) -> None:
     refused(server, variant(own, "fashion_mnist", change), message)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (without_batching("sequence_batching { max_sequence_idle_microseconds: 1000000 }"),
+         "sequence_batching"),
+        (swapped('name: "pixels"', 'name: "pixels" allow_ragged_batch: true'),
+         "allow_ragged_batch"),
+        (added('batch_input [ { kind: BATCH_ELEMENT_COUNT target_name: "count" '
+               'data_type: TYPE_FP32 source_input: "pixels" } ]'), "batch_input"),
+        (added('batch_output [ { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "logits" '
+               'source_input: "pixels" } ]'), "batch_output"),
+        (added("model_transaction_policy { decoupled: true }"),
+         "model_transaction_policy decoupled"),
+    ],
+    ids=["sequences", "ragged", "batch input", "batch output", "decoupled"],
+)  # fmt: skip
+def test_what_no_stand_in_does_is_refused_at_load(
+    own: Path, server: Server, change: Change, name: str
+) -> None:
+    message = f"the embedded server doesn't do {name}; take it out of config.pbtxt, or use the off"
+    refused(server, variant(own, "fashion_mnist_torchscript", change), message)
 
 
 def test_onnxruntime_needs_a_dynamic_batch(own: Path, server: Server, artifacts: Path) -> None:

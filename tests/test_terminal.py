@@ -10,10 +10,11 @@ import pytest
 from nin.terminal import table
 
 PROGRAM = """
+import subprocess
 import sys
 from pathlib import Path
 from nin.files import write_atomically
-from nin.terminal import run, table
+from nin.terminal import parser, run, table
 from nin.errors import CheckError
 
 def show():
@@ -25,6 +26,15 @@ def fail():
 
 def write():
     write_atomically(Path("big"), bytes(20_000))
+
+def start():  # a child process that says something
+    raise SystemExit(subprocess.run(["bash", "-c", "echo a >&2 && test -e /dev/fd/2"]).returncode)
+
+def ask():
+    options = parser("A long page. " * 1000)
+    options.add_argument("image")
+    options.parse_args(sys.argv[2:])
+    raise CheckError(sys.argv[2])
 
 run(globals()[sys.argv[1]])
 """
@@ -69,6 +79,13 @@ def test_a_name_that_cannot_be_printed_is_escaped(
         ("$RUN fail a > /dev/full", 1, "error: the gate is closed\n"),
         ("$RUN show a >&- 2>&-", 2, ""),
         ("$RUN fail a 2>&-", 1, ""),
+        ("$RUN fail a 2>/dev/full", 1, ""),
+        ("$RUN ask 2>/dev/full", 2, ""),
+        ("$RUN start 2>&-", 0, ""),
+        ("$RUN start 0<&- 2>&-", 0, ""),
+        ("$RUN ask --help >/dev/full", 2, "error: can't write to stdout"),
+        ("$RUN show a 1<program.py", 2, "error: can't write to stdout"),
+        (r"$RUN ask $'\e[31mred\r'", 1, r"error: \x1b[31mred\r"),
         ("{ sleep 1; $RUN show {1..50000}; exit $?; } | true; exit ${PIPESTATUS[0]}", 141, ""),
         ("{ $RUN show {1..50000}; exit $?; } | head -1; exit ${PIPESTATUS[0]}", 141, ""),
         ("ulimit -f 1; $RUN write", 2, "error: can't write big: File too large; raise the limit"),
@@ -97,6 +114,16 @@ def test_columns_of_a_table_are_aligned() -> None:
         "| Ärmel |        0.25 |",
         "| e\u0301te   |           1 |",
     ]
+
+
+def test_a_bar_in_a_cell_is_no_border() -> None:
+    assert table(["label"], [["a|b"]]).splitlines()[2] == r"| a\|b  |"
+
+
+def test_an_argument_that_is_refused_is_escaped(tmp_path: Path) -> None:
+    ended = run_shell(tmp_path, r"$RUN ask a $'\e[31mred'", "")
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(b"unrecognized arguments: \\x1b[31mred\n")
 
 
 def test_numbers_stand_to_the_right_and_what_only_begins_like_one_does_not() -> None:

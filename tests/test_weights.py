@@ -1,6 +1,8 @@
 """Weights as people have them: what is taken, what is said of it, and what is refused and why."""
 
 import json
+import re
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nin.errors import InputError
 from nin.network.torch_settings import ignore_deprecations
-from nin.network.weights import load_weights, save_weights
+from nin.network.weights import WRAPPING_KEYS, load_weights, save_weights
 from nin.paths import NIN as FOLDER
 from nin.training.network import NiN
 
@@ -100,7 +102,7 @@ def test_takes_the_form_of_before_torch_1_6(tmp_path: Path, good: Tensors) -> No
     assert_equal(network, good)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "ema"])
+@pytest.mark.parametrize("key", WRAPPING_KEYS)
 def test_takes_off_a_wrapping_key_and_says_so(tmp_path: Path, good: Tensors, key: str) -> None:
     path = write(tmp_path / "w.pt", {"epoch": 3, "lr": 0.1, key: OrderedDict(good)})
     network, notes = load(path)
@@ -214,7 +216,31 @@ def test_refuses_truncated_files(tmp_path: Path, good: Tensors, share: float) ->
         assert refusal(path).endswith("copy it again")
 
 
+def test_refuses_a_file_with_a_changed_bit(tmp_path: Path, good: Tensors) -> None:
+    path = write(tmp_path / "w.pt", good)
+    data = bytearray(path.read_bytes())
+    data[data.find(good["3.weight"].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    assert re.search(r"is damaged: its w/data/\d has changed; copy it again", refusal(path))
+
+
+def test_takes_a_safetensors_file_whose_first_bytes_look_like_json(
+    tmp_path: Path, good: Tensors
+) -> None:
+    """The length of its header, little-endian, may be a space or a tab and a brace."""
+    path = write(tmp_path / "w.safetensors", good)
+    data = path.read_bytes()
+    size, wanted = int.from_bytes(data[:8], "little"), int.from_bytes(b" {", "little")
+    header = data[8 : 8 + size].ljust(wanted)
+    path.write_bytes(wanted.to_bytes(8, "little") + header + data[8 + size :])
+    assert_equal(load(path)[0], good)
+
+
 def test_names_what_other_files_are(tmp_path: Path, good: Tensors) -> None:
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n")
+    assert "is a pointer of Git LFS, expected the weights; fetch them: `git lfs" in refusal(pointer)
+
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(good, "a")}, indent=2))
     assert "is JSON, as the index of weights in several files is" in refusal(index)
@@ -234,14 +260,34 @@ def test_names_what_other_files_are(tmp_path: Path, good: Tensors) -> None:
     assert text.endswith("torch.save(network.state_dict(), 'weights.pt')")
 
 
+def itself() -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    return content
+
+
+def nested() -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # a prototype, says torch
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # as torch.load does
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (torch.zeros(3), "holds a Tensor, expected a state dict"),
         ([torch.zeros(3)], "holds a list, expected a state dict"),
         ({}, "holds nothing, expected a state dict"),
-        ({"epoch": 3, "net": {}}, "isn't a state dict: 'epoch' is of type int, expected tensors, "),
+        (
+            {"epoch": 3, "mine": {}},
+            "isn't a state dict: 'epoch' is of type int, expected tensors, ",
+        ),
         ({"state_dict": {"a": 1.0}}, "isn't a state dict: 'a' is of type float"),
+        ({0: torch.zeros(3)}, "isn't a state dict: 0 is a key, expected the names of tensors"),
+        (itself(), "isn't a state dict: 'model' is of type dict"),
+        ({"a": torch.eye(3).to_sparse()}, "a is a sparse, nested or meta tensor, expected dense"),
+        ({"a": torch.zeros(3, device="meta")}, "a is a sparse, nested or meta tensor"),
+        ({"a": nested()}, "a is a sparse, nested or meta tensor"),
     ],
 )
 def test_says_what_a_file_of_torch_save_holds(tmp_path: Path, content: Any, message: str) -> None:

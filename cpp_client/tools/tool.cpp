@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -284,6 +285,7 @@ int run(CLI::App& app, int argc, char** argv, const std::function<void()>& actio
   if (fcntl(STDOUT_FILENO, F_GETFD) == -1) {
     return fail("the standard output is closed; redirect it to a file or to /dev/null");
   }
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit of files' size is then an error of writing
   app.footer("Exit codes: 0 fine, 2 wrong usage or input, with the reason in one line.");
   try {
     parse(app, argc, argv, action);

@@ -4,6 +4,8 @@ import fcntl
 import os
 import re
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,6 +75,29 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def temporary_folder(kind: str) -> Iterator[Path]:
+    """A folder for temporary files; before, this user's of this kind go whose process was killed.
+
+    Links, and whatever else is there, stay.
+    """
+    prefix = f"nin-{kind}-"
+    own = re.compile(rf"{prefix}(\d{{1,9}})-\w+", re.ASCII)
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        found = own.fullmatch(folder.name)
+        with suppress(OSError):  # another process may sweep too
+            status = folder.lstat()
+            if (
+                found
+                and stat.S_ISDIR(status.st_mode)
+                and status.st_uid == os.geteuid()
+                and not _runs(int(found[1]))
+            ):
+                shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-") as name:
+        yield Path(name)
+
+
 def sweep(folder: Path) -> None:
     """Removes the temporary files and folders of this process and of those that have ended.
 
@@ -90,8 +115,10 @@ def sweep(folder: Path) -> None:
 
 def _runs_elsewhere(process: int) -> bool:
     """Whether an id is that of another process that hasn't ended."""
-    if process == os.getpid():
-        return False
+    return process != os.getpid() and _runs(process)
+
+
+def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)  # no signal, only the question
     except ProcessLookupError:

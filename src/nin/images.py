@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def parse_idx(data: bytes, name: str, item: tuple[int, ...]) -> NDArray[np.uint8
         InputError: they aren't one.
     """
     try:
-        content = gzip.decompress(data) if data[:2] == GZIP else data
+        content = _unpack(data, item) if data[:2] == GZIP else data
     except BROKEN_GZIP as error:
         raise InputError(f"can't decompress {name}: {error}; fetch the file again") from error
     count = _idx_count(content, name, item)
@@ -65,11 +66,24 @@ def parse_idx(data: bytes, name: str, item: tuple[int, ...]) -> NDArray[np.uint8
     if len(items) != count * size:
         raise InputError(
             f"{name} promises {count} {what}, {header + count * size} bytes; "
-            f"it has {len(content)} bytes"
+            f"it has {'more' if len(items) > count * size else f'{len(content)} bytes'}"
         )
     if count == 0:
         raise InputError(f"{name} holds no {what}")
     return items.reshape(count, *item)
+
+
+def _unpack(data: bytes, item: tuple[int, ...]) -> bytes:
+    """What the header promises, and a byte more: a small file may hold gigabytes."""
+    header = 4 * (2 + len(item))
+    with gzip.open(io.BytesIO(data)) as file:
+        content = bytearray(file.read(header))
+        _, shape = idx_kind(content) or ("", ())
+        most = header + math.prod(shape) + 1
+        # in parts: it may hold less than it promises too
+        while shape[1:] == item and (part := file.read(min(most - len(content), 1 << 20))):
+            content += part
+    return bytes(content)
 
 
 def _idx_count(content: bytes, name: str, item: tuple[int, ...]) -> int:
@@ -92,7 +106,7 @@ def _idx_count(content: bytes, name: str, item: tuple[int, ...]) -> int:
     return shape[0]
 
 
-def idx_kind(data: bytes) -> tuple[str, tuple[int, ...]] | None:
+def idx_kind(data: bytes | bytearray) -> tuple[str, tuple[int, ...]] | None:
     """The dtype and the shape that an IDX file promises; None if it isn't one."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or data[3] == 0:
         return None

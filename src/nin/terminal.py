@@ -12,13 +12,13 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from nin.errors import CheckError, InputError, explain
 from nin.text import escape
 
 # What writing fails with; Python doesn't say of which file.
-_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 _NUMBER = re.compile(r"[+-]?[\d.,]*\d(e[+-]\d+)?%?(?!\S)")  # alone, or with what follows a space
 
@@ -32,6 +32,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if sys.stderr is None:  # closed by the shell; what a script says there would go to stdout
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the script runs
+        os.dup2(sys.stderr.fileno(), 2)
+        os.set_inheritable(2, True)  # for the child processes
     if sys.stdout is None:
         print("error: stdout is closed; send it to a file, or to /dev/null", file=sys.stderr)
         sys.exit(2)
@@ -42,13 +44,27 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Python would write what is left once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         if code != 1:  # a check that failed says so in any case
             code, reason = _lost(error)
     if reason:
-        print(reason, file=sys.stderr)
+        _complain(reason)
     sys.exit(code)
+
+
+def _complain(reason: str) -> None:
+    """Says on stderr why a script failed; where that can't be written its code still says it."""
+    try:
+        print("\n".join(map(escape, reason.split("\n"))), file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Drops what a stream holds and gets: Python would write it once more when it exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _end(main: Callable[[], None]) -> tuple[int, str]:
@@ -95,7 +111,16 @@ def _lost(error: OSError) -> tuple[int, str]:
 
 def parser(docstring: str | None, *, prog: str | None = None) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring, its example included, and the defaults."""
-    return argparse.ArgumentParser(prog=prog, description=docstring, formatter_class=_Formatter)
+    return _Parser(prog=prog, description=docstring, formatter_class=_Formatter)
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse hides that a help can't be written, and shows arguments as they are
+        if file is sys.stdout:
+            print(message, end="")
+        elif message:
+            _complain(message.removesuffix("\n"))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -148,7 +173,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well on a terminal and is Markdown too; numbers stand to the right."""
-    rows = [[escape(cell) for cell in row] for row in rows]
+    rows = [[escape(cell).replace("|", r"\|") for cell in row] for row in rows]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(_width, column)) for column in columns]
     right = [_are_numbers(column[1:]) for column in columns]

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Literal
@@ -26,12 +27,19 @@ _ADDRESS = re.compile(
     r"(?:[A-Z0-9_-]{1,63}(?:\.[A-Z0-9_-]{1,63})*\.?|\[(?P<v6>[^]]*)\]):(?P<port>[0-9]{1,5})", re.I
 )
 
-# Channel arguments replace tritonclient's own, so its unlimited messages are among them.
-_UNPROXIED = (
-    ("grpc.enable_http_proxy", 0),
+# Channel arguments replace tritonclient's own, so its unlimited messages are among them. A server
+# that was down for long is found again within about a second, not the two minutes to which gRPC's
+# pauses grow, and whatever other channels of this process know. The minimum is the time that a
+# connection has to come about, also with a server that is far away or busy.
+_CHANNEL = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
 )
+_UNPROXIED = ("grpc.enable_http_proxy", 0)
 
 # gRPC's own words for UNAVAILABLE; Triton says it too, of a model or a full queue.
 _BROKEN = ("connect", "socket", "transport", "dns", "resolving", "goaway", "broken pipe")
@@ -45,8 +53,8 @@ def check_url(url: str) -> str:
     try:
         if found is None or not 0 < int(found["port"]) < 2**16:
             raise ValueError
-        if found["v6"] is not None:
-            IPv6Address(found["v6"])
+        if found["v6"] is not None and IPv6Address(found["v6"]).scope_id:
+            raise ValueError
     except ValueError as error:
         raise InputError(
             f"{url!r} isn't a server's address; write HOST:PORT, as in {URLS['http']} or [::1]:8000"
@@ -57,14 +65,22 @@ def check_url(url: str) -> str:
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine by its very name; what only DNS knows isn't asked for."""
     name = host.lower().removesuffix(".")
-    if name == "localhost" or name.endswith(".localhost"):
+    if name in ("localhost", socket.gethostname().lower()) or name.endswith(".localhost"):
         return True
     try:
-        address = ip_address(host.strip("[]"))
+        address = ip_address(_ipv4(name) or host.strip("[]"))
     except ValueError:
         return False
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
+
+
+def _ipv4(host: str) -> bytes | None:
+    """An address as C reads it: 127.1, 0x7f.1 and 2130706433 are 127.0.0.1."""
+    try:
+        return socket.inet_aton(host)
+    except OSError:
+        return None
 
 
 def connection_options(
@@ -73,12 +89,20 @@ def connection_options(
     """What tritonclient takes when it connects, and with each call: gRPC has its timeout there."""
     if protocol == "http":  # its libraries ask no proxy
         return dict.fromkeys(timeouts, timeout_s), {}
-    connection = {"channel_args": _UNPROXIED} if is_loopback(url.rpartition(":")[0]) else {}
-    return connection, {"client_timeout": timeout_s}
+    here = is_loopback(url.rpartition(":")[0])
+    return {"channel_args": (*_CHANNEL, _UNPROXIED) if here else _CHANNEL}, {
+        "client_timeout": timeout_s
+    }
 
 
 def control_key() -> str:
-    return os.environ.get("NIN_CONTROL_KEY", CONTROL_KEY)
+    """Raises InputError where no header, or no option of Triton, can hold it."""
+    key = os.environ.get("NIN_CONTROL_KEY") or CONTROL_KEY
+    if not re.fullmatch("[!-~]+", key):
+        raise InputError(
+            f"NIN_CONTROL_KEY is {key!a}, expected ASCII letters, digits and signs, no spaces"
+        )
+    return key
 
 
 def control_headers() -> dict[str, str]:

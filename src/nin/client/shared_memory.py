@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from nin.client.connection import RETRIES, retry_pauses
 from nin.errors import InputError, ServerError
+
+_FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps them
 
 
 class Regions:
@@ -46,14 +49,34 @@ class _Region:
         """Copies an input into the region; returns its name."""
         if array.nbytes > self._size:
             self.close()
-            self._name = f"nin-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self._handle = self._memory.create_shared_memory_region(
-                self._name, self._name, array.nbytes
-            )
-            self._size = array.nbytes
-            self._call("register_system_shared_memory", self._name, self._name, self._size)
+            self._make(array.nbytes)
         self._memory.set_shared_memory_region(self._handle, [array])
         return self._name
+
+    def _make(self, size: int) -> None:
+        """Leaves nothing where there is no room, or the server doesn't take it."""
+        self._name = f"nin-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            self._handle = self._memory.create_shared_memory_region(self._name, self._name, size)
+            # else the first write to a page for which there is no room would kill this process
+            with (_FOLDER / self._name).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            self._call("register_system_shared_memory", self._name, self._name, size)
+        except BaseException as error:
+            self._destroy()
+            if isinstance(error, OSError | self._memory.SharedMemoryException):
+                cause = error.__cause__ or error
+                raise InputError(
+                    f"no region of {size} bytes in {_FOLDER}: {cause}; free some space there, "
+                    "give a container more by `docker run --shm-size`, or do without shared memory"
+                ) from error
+            raise
+        self._size = size
+
+    def _destroy(self) -> None:
+        if self._handle is not None:
+            self._memory.destroy_shared_memory_region(self._handle)
+        self._handle, self._size = None, 0
 
     def close(self) -> None:
         if self._handle is None:
@@ -63,8 +86,7 @@ class _Region:
         except InputError:
             pass  # the server is gone, and its mapping with it
         finally:
-            self._memory.destroy_shared_memory_region(self._handle)
-            self._handle, self._size = None, 0
+            self._destroy()
 
     def _unregister(self) -> None:
         """Triton may hold a region for a moment after its answer, and refuses meanwhile."""

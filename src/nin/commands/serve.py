@@ -11,14 +11,17 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
+from typing import TextIO
 
 from nin.client import Client
-from nin.client.connection import is_loopback
 from nin.errors import CheckError, UnreachableError
 from nin.paths import MODEL_REPOSITORY
-from nin.serve.repository import model_names
+from nin.serve.repository import model_names, not_models
 from nin.serve.server import (
     CONTROL_MODES,
     HOST,
@@ -29,7 +32,8 @@ from nin.serve.server import (
     docker_command,
     serve,
 )
-from nin.terminal import short, table
+from nin.terminal import short, silence, table
+from nin.text import escape
 
 # A server that died so many times within so many seconds isn't started again.
 RESTARTS = 5
@@ -65,40 +69,47 @@ def execute(args: argparse.Namespace) -> None:
         return
     for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too
         signal.signal(end, signal.default_int_handler)  # ends like Ctrl-C: with 0
-    if args.host in ("0.0.0.0", "::") or not is_loopback(args.host):  # noqa: S104
-        print(
-            f"note: {args.host} can be reached from other machines; this server is for "
-            "development, docs/deploy.md is for production",
-            file=sys.stderr,
-        )
     try:
         keep_serving(args, ports)
     except KeyboardInterrupt:
-        print("\nstopped")
+        say("\nstopped", sys.stdout)
 
 
 def keep_serving(args: argparse.Namespace, ports: dict[str, int]) -> None:
     """Serves, and starts a server that dies again, on the same ports, unless it dies at once."""
     deaths: deque[float] = deque(maxlen=RESTARTS)
+    host = args.host
     while True:
+        tell = say if deaths else partial(print, flush=True)  # at first a reader must be there
         try:
             with serve(
                 args.repository,
-                host=args.host,
+                host=host,
                 ports=ports,
                 control_mode=args.model_control_mode,
                 verbose=args.verbose,
                 extra=args.tritonserver_option,
             ) as server:
-                ports = server.ports
+                host, ports = server.host, server.ports
                 with suppress(UnreachableError):  # it may have died again by now
-                    announce(server, args.repository)
+                    text = announcement(server, args.repository)
+                    for note in notes(server, args.repository):
+                        tell(f"note: {note}", file=sys.stderr)
+                    tell(text, file=sys.stdout)
                 server.wait()
         except ServerDiedError as error:
             deaths.append(time.monotonic())
             if len(deaths) == RESTARTS and deaths[-1] - deaths[0] < WINDOW_S:
                 raise CheckError(f"{error}\n{RESTARTS} times in {WINDOW_S} s: giving up") from error
-            print(f"{error}; starting it again", file=sys.stderr, flush=True)
+            say(f"{error}; starting it again", sys.stderr)
+
+
+def say(text: str, file: TextIO) -> None:
+    """Prints what mustn't end the server where nobody reads on, as after `| grep -m1 Ready`."""
+    try:
+        print(text, file=file, flush=True)
+    except OSError:
+        silence(file)
 
 
 def port_number(text: str) -> int:
@@ -107,13 +118,10 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def announce(server: Server, repository: Path) -> None:
-    """Says where the server listens and what it serves, as it says itself."""
+def announcement(server: Server, repository: Path) -> str:
+    """Where the server listens and what it serves, as it says itself."""
     with Client(server.http) as client:
         served = [client.metadata(name) for name in model_names(repository)]
-    print(f"Triton {RELEASE} serves {short(repository.resolve())}")
-    print(f"  HTTP     http://{server.http}\n  gRPC     {server.grpc}")
-    print(f"  metrics  http://{server.metrics}/metrics\n")
     rows = [
         (
             model["name"],
@@ -123,8 +131,26 @@ def announce(server: Server, repository: Path) -> None:
         )
         for model in served
     ]
-    print(table(("model", "version", "input", "outputs"), rows))
-    print("\nReady; Ctrl-C stops it.", flush=True)
+    return "\n".join(
+        (
+            f"Triton {RELEASE} serves {escape(short(repository.resolve()))}",
+            f"  HTTP     http://{server.http}\n  gRPC     {server.grpc}",
+            f"  metrics  http://{server.metrics}/metrics\n",
+            table(("model", "version", "input", "outputs"), rows),
+            "\nReady; Ctrl-C stops it.",
+        )
+    )
+
+
+def notes(server: Server, repository: Path) -> Iterator[str]:
+    """What a person may not expect."""
+    if not ip_address(server.host).is_loopback:
+        yield (
+            f"{server.host} can be reached from other machines; this server is for development, "
+            "docs/deploy.md is for production"
+        )
+    if others := ", ".join(map(escape, not_models(repository))):
+        yield f"not served, since their config.pbtxt isn't that of a model of their name: {others}"
 
 
 def describe(tensor: dict[str, object]) -> str:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from nin.errors import InputError, first_line
 from nin.files import write_atomically
 
 # Keys under which trainers keep the state dict, in the order in which one of several is chosen.
-WRAPPING_KEYS = ("state_dict", "model_state_dict", "model", "ema")
+WRAPPING_KEYS = (
+    "state_dict", "model_state_dict", "model", "ema", "params_ema", "params", "net", "weights",
+)  # fmt: skip
 
 # How files begin that torch.save writes, before and since torch 1.6; TorchScript is as the newer.
 _PICKLE, _ZIP = b"\x80\x02", b"PK\x03\x04"
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
+_LFS = b"version https://git-lfs"
 
 # Buffers that no evaluation reads: of batch norm, and of torch.optim.swa_utils.AveragedModel.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
@@ -58,18 +63,22 @@ def _read(path: Path, notes: list[str]) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InputError(f"no weights file at {path}; expected safetensors or a state dict (.pt)")
     with path.open("rb") as file:
-        start = file.read(100).lstrip()
+        start = file.read(100)
     if start.startswith((_PICKLE, _ZIP)):
         return _read_pickle(path, notes)
-    if start.startswith(b"{"):
-        raise InputError(
-            f"{path} is JSON, as the index of weights in several files is, expected the weights; "
-            "merge the files that it names: `safetensors.torch.load_file` each, "
-            "`safetensors.torch.save_file` all their tensors"
-        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
+        if start.startswith(_LFS):
+            raise InputError(
+                f"{path} is a pointer of Git LFS, expected the weights; fetch them: `git lfs pull`"
+            ) from error
+        if start.lstrip().startswith(b"{"):
+            raise InputError(
+                f"{path} is JSON, as the index of weights in several files is, expected the "
+                "weights; merge the files that it names: `safetensors.torch.load_file` each, "
+                "`safetensors.torch.save_file` all their tensors"
+            ) from error
         raise InputError(
             f"{path} is neither a whole safetensors file nor a state dict of torch.save ({error}); "
             "copy it again"
@@ -79,12 +88,7 @@ def _read(path: Path, notes: list[str]) -> Mapping[str, Tensor]:
 def _read_pickle(path: Path, notes: list[str]) -> Mapping[str, Tensor]:
     """The state dict in a file of torch.save, unpickled without running code."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise InputError(
-                    f"{path} is a TorchScript file, a program with its weights; save the state "
-                    f"dict of the network that it was made from: {_SAVE}"
-                )
+        _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -101,8 +105,28 @@ def _read_pickle(path: Path, notes: list[str]) -> Mapping[str, Tensor]:
     return _unwrapped(content, path, notes)
 
 
+def _check_archive(path: Path) -> None:
+    """Raises InputError where it is no archive of weights, or damaged: torch.load doesn't look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise InputError(
+                    f"{path} is a TorchScript file, a program with its weights; save the state "
+                    f"dict of the network that it was made from: {_SAVE}"
+                )
+            damaged = archive.testzip()
+    except _BROKEN_ZIP as error:
+        raise InputError(
+            f"{path} isn't a whole file of torch.save ({first_line(error)}); copy it again"
+        ) from error
+    if damaged:
+        raise InputError(f"{path} is damaged: its {damaged} has changed; copy it again")
+
+
 def _unwrapped(content: Any, path: Path, notes: list[str]) -> Mapping[str, Tensor]:
-    while isinstance(content, Mapping):
+    seen: list[int] = []  # a dictionary may hold itself
+    while isinstance(content, Mapping) and id(content) not in seen:
+        seen.append(id(content))
         inner = next((key for key in WRAPPING_KEYS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
@@ -112,12 +136,26 @@ def _unwrapped(content: Any, path: Path, notes: list[str]) -> Mapping[str, Tenso
         held = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(f"{path} holds {held}, expected a state dict; write one by {_SAVE}")
     for name, value in content.items():
+        if not isinstance(name, str):
+            raise InputError(
+                f"{path} isn't a state dict: {name!r} is a key, expected the names of tensors; "
+                f"write one by {_SAVE}"
+            )
+        if isinstance(value, Tensor) and not _is_plain(value):
+            raise InputError(
+                f"{path} can't be used: {name} is a sparse, nested or meta tensor, expected "
+                "dense ones"
+            )
         if not isinstance(value, Tensor):
             raise InputError(
                 f"{path} isn't a state dict: {name!r} is of type {type(value).__name__}, expected "
                 f"tensors, or the state dict under one of {', '.join(WRAPPING_KEYS)}"
             )
     return content
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
 
 
 def _without_prefix(

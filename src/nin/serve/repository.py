@@ -35,6 +35,11 @@ from nin.serve.configs import (
 
 UNPROVEN = "unproven"
 
+# Triton reads a folder's name as a number of 64 bits, as far as it goes, and ends where it is more.
+MOST_VERSION = 10**18 - 1
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_LIKE_A_VERSION = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]")
+
 _Sources = dict[Model, tuple[Path, str]]  # a folder with a manifest, and a file's name there
 
 
@@ -137,13 +142,32 @@ def prune(contract: Contract, repository: Path, keep: int) -> list[int]:
 
 
 def model_names(repository: Path) -> list[str]:
-    """The models that a repository holds: a folder with a configuration each.
+    """The models that a repository holds: a folder with a configuration each, of its own name.
 
     Raises InputError where there is no repository.
     """
+    return [name for name in _configured(repository) if _is_model(repository / name)]
+
+
+def not_models(repository: Path) -> list[str]:
+    """The folders with a configuration that isn't of a model of that name: a copy's, say."""
+    return [name for name in _configured(repository) if not _is_model(repository / name)]
+
+
+def _configured(repository: Path) -> list[str]:
     if not repository.is_dir():
         raise InputError(f"no model repository at {repository}; `nin publish` makes one")
     return sorted(path.parent.name for path in repository.glob(f"[!.]*/{CONFIG}"))
+
+
+def _is_model(folder: Path) -> bool:
+    config = folder / CONFIG
+    if not config.is_file():
+        return False
+    try:
+        return parse(config.read_bytes()).name in ("", folder.name)
+    except (ParseError, UnicodeDecodeError):
+        return True  # Triton says what is wrong with it
 
 
 def versions(repository: Path) -> list[Version]:
@@ -160,8 +184,10 @@ def versions(repository: Path) -> list[Version]:
 
 
 def require_published(repository: Path) -> None:
-    """Raises InputError unless there are models, and every one has a version."""
+    """Raises InputError unless there are models, and every one has a version, all well named."""
     names = model_names(repository)
+    for name in names:
+        _require_versions(repository / name)
     missing = [name for name in names if not _numbers(repository / name)]
     if missing or not names:
         raise InputError(
@@ -186,8 +212,21 @@ def _prepare(contract: Contract, repository: Path) -> None:
 
 def _numbers(folder: Path) -> list[int]:
     """The versions of a model that a server would find, the newest first."""
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted((int(n) for n in names if re.fullmatch(r"[1-9]\d*", n)), reverse=True)
+    return sorted((int(n) for n in _folders(folder) if _VERSION.fullmatch(n)), reverse=True)
+
+
+def _folders(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _require_versions(folder: Path) -> None:
+    """Raises InputError where Triton would take a folder for a version that isn't one."""
+    for name in sorted(_folders(folder)):
+        if _LIKE_A_VERSION.match(name) and not _VERSION.fullmatch(name):
+            raise InputError(
+                f"{folder / name} isn't a version, 1 to {MOST_VERSION}, and Triton would take it "
+                "for one; rename it, to begin with a letter, or remove it"
+            )
 
 
 def _published_numbers(contract: Contract, repository: Path) -> dict[str, list[int]]:
@@ -254,6 +293,11 @@ def _next_number(contract: Contract, repository: Path, version: int | None) -> i
         raise InputError(
             f"version {number} isn't newer than {newest}, so no server would choose it; "
             f"leave --version out, or give {newest + 1} or more"
+        )
+    if number > MOST_VERSION:
+        raise InputError(
+            f"version {number} is too large, expected at most {MOST_VERSION}; remove what is near "
+            "that number, or publish to another --repository"
         )
     return number
 

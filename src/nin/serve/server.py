@@ -7,6 +7,7 @@ release has holes that later ones closed (docs/serving.md).
 
 import contextlib
 import ctypes
+import errno
 import http.client
 import json
 import os
@@ -24,11 +25,13 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from nin.client.connection import CONTROL_HEADER, control_key
 from nin.contract import Contract
 from nin.errors import CheckError, InputError
+from nin.files import temporary_folder
 from nin.paths import CPP_TOOLS, TRITON
 from nin.releases import DEPLOYED
 from nin.serve.repository import model_names, publish, require_published
@@ -66,6 +69,11 @@ class Server:
     log: Path | None  # None: it writes to this process's stderr
 
     @property
+    def host(self) -> str:
+        """As a number."""
+        return self.http.rpartition(":")[0].strip("[]")
+
+    @property
     def ports(self) -> dict[str, int]:
         return {name: int(getattr(self, name).rpartition(":")[2]) for name in PORTS}
 
@@ -99,7 +107,7 @@ def serve(
     Should this process be killed, or the thread end that calls, the server ends too.
 
     Args:
-        host: an address of this machine, IPv4 or IPv6.
+        host: an address of this machine, IPv4 or IPv6, or a name that leads to one.
         ports: for "http", "grpc" and "metrics"; 0 takes a free one.
         control_mode: "explicit" loads all and more by the API, "poll" follows the files, "none"
             loads all and stays so.
@@ -114,8 +122,7 @@ def serve(
     require_published(repository)
     _require_open_files()
     addresses = _addresses(host, PORTS if ports is None else ports)
-    with tempfile.TemporaryDirectory(prefix="nin-triton-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder("triton") as folder:
         log = None if verbose else folder / "log"
         restricted = any("-restricted-" in option for option in extra)  # it takes them once only
         command = [
@@ -151,8 +158,8 @@ def serve_artifacts(contract: Contract, artifacts: Path) -> Iterator[Server]:
     Raises what `publish` and `serve` raise.
     """
     find_tritonserver()
-    with tempfile.TemporaryDirectory(prefix="nin-repository-") as temporary:
-        repository = Path(temporary) / "model_repository"
+    with temporary_folder("repository") as folder:
+        repository = folder / "model_repository"
         publish(contract, artifacts, repository)
         with serve(repository, ports=dict.fromkeys(PORTS, 0)) as server:
             yield server
@@ -199,25 +206,48 @@ def _require_open_files() -> None:
 
 def _addresses(host: str, ports: dict[str, int]) -> dict[str, str]:
     """host:port by protocol; the ports are held until all are known to be free."""
-    host = host.removeprefix("[").removesuffix("]")
-    if not host:
-        raise InputError(f"no address to listen on; {HOST} is this machine alone")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    shown = f"[{host}]" if ":" in host else host
+    number = _resolve(host.removeprefix("[").removesuffix("]"))
+    family = socket.AF_INET6 if ":" in number else socket.AF_INET
+    shown = f"[{number}]" if ":" in number else number
     addresses = {}
     with contextlib.ExitStack() as holders:
         for name, port in ports.items():
             holder = holders.enter_context(socket.socket(family, socket.SOCK_STREAM))
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                holder.bind((host, port))
-            except (OSError, OverflowError, TypeError, UnicodeError) as error:
+                holder.bind((number, port))
+            except (OSError, OverflowError) as error:
                 raise InputError(
-                    f"can't listen on {shown}:{port} ({error}); choose another --{name}-port, "
-                    "0 for a free one, or stop what listens there"
+                    f"can't listen on {shown}:{port} ({error}); {_remedy(error, name)}"
                 ) from error
             addresses[name] = f"{shown}:{holder.getsockname()[1]}"
     return addresses
+
+
+def _resolve(host: str) -> str:
+    """A host as a number, which is all that Triton takes: IPv4 where a name has both."""
+    if not host:
+        raise InputError(f"no address to listen on; {HOST} is this machine alone")
+    if "%" in host:
+        raise InputError(
+            f"can't listen on {host}: Triton takes no zone; choose a --host without one, {HOST} "
+            "say, this machine alone"
+        )
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"can't listen on {host}: no address is known for it ({error}); choose another "
+            f"--host, {HOST} is this machine alone"
+        ) from error
+    _, number = min((family != socket.AF_INET, str(to[0])) for family, _, _, _, to in found)
+    return str(getattr(ip_address(number), "ipv4_mapped", None) or number)
+
+
+def _remedy(error: Exception, protocol: str) -> str:
+    if getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+        return f"this machine has no such address: choose another --host, {HOST} is itself alone"
+    return f"choose another --{protocol}-port, 0 for a free one, or stop what listens there"
 
 
 def _options(

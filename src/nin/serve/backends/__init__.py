@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nin.serve.backends.batching import Instance, Model
+from nin.serve.backends.batching import UNSUPPORTED, BackendError, Instance, Model
 from nin.serve.backends.warmup import try_warmup
 
 # By the name that config.pbtxt gives, the module that stands in for that backend.
@@ -34,8 +34,29 @@ def load(
         device: the GPU's number, None for the CPU.
     """
     parsed: dict[str, Any] = json.loads(config)
+    _require_supported(parsed)
     instance = Instance(parsed, Path(os.fsdecode(folder), str(version)), name, device)
     module = importlib.import_module(f"{__name__}.{BACKENDS[backend]}")
     model: Model = module.load(instance)
     try_warmup(model, instance)
     return model
+
+
+def _require_supported(config: dict[str, Any]) -> None:
+    """Raises BackendError naming what a configuration asks for and no stand-in does."""
+    asked_for = {
+        "sequence_batching": "sequence_batching" in config,
+        "allow_ragged_batch": any(io.get("allow_ragged_batch") for io in config["input"]),
+        "batch_input": config.get("batch_input"),
+        "batch_output": config.get("batch_output"),
+        "model_transaction_policy decoupled": config.get("model_transaction_policy", {}).get(
+            "decoupled"
+        ),
+    }
+    for name, asked in asked_for.items():
+        if asked:
+            raise BackendError(
+                f"the embedded server doesn't do {name}; take it out of config.pbtxt, or use the "
+                "official container",
+                UNSUPPORTED,
+            )
