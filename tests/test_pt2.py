@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nin.artifact import instruction_sets
 from nin.artifact.golden import Golden, replay
 from nin.artifact.instruction_sets import best_instruction_set, check_instruction_set
 from nin.artifact.metadata import Metadata
 from nin.artifact.pt2_package import read_package, read_pt2_texts
 from nin.errors import CheckError, InputError
-from nin.export import instruction_sets, pt2_file
+from nin.export import pt2_file
 from nin.export.pt2_file import Pt2Program, compile_pt2, unfused_pt2, write_pt2
 from nin.network.build import TrainedModel
 from nin.paths import ROOT
