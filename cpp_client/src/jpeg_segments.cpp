@@ -18,7 +18,7 @@ constexpr std::uint8_t huffman_tables = 0xC4, end_of_image = 0xD9, start_of_scan
 constexpr std::uint8_t quantization = 0xDB, restart_interval = 0xDD;
 constexpr std::uint8_t app0 = 0xE0, app1 = 0xE1, app14 = 0xEE, app15 = 0xEF, comment = 0xFE;
 constexpr std::uint8_t baseline = 0xC0, progressive = 0xC2;  // extended between them
-constexpr std::size_t max_scans = 500;  // as TurboJPEG's: each one takes time
+constexpr std::size_t max_scans = 500;                       // as TurboJPEG's: each one takes time
 
 [[noreturn]] void damaged(const std::string& how) {
   throw Error("the JPEG file is damaged: " + how);

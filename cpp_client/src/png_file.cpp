@@ -138,7 +138,7 @@ class PngReader {
     // our own limit has been checked
     png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
     png_set_crc_action(png_, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
-    png_set_check_for_invalid_index(png_, 0);  // beyond the palette is black
+    png_set_check_for_invalid_index(png_, 0);                         // beyond the palette is black
     png_set_option(png_, PNG_MAXIMUM_INFLATE_WINDOW, PNG_OPTION_ON);  // as Pillow
     // metadata, which may be bombs, are skipped; tRNS is kept as it is, since Pillow uses what
     // libpng would drop
