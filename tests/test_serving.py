@@ -105,7 +105,11 @@ def test_the_gate_asks_the_server_for_contract_and_labels(server: Server) -> Non
 def test_requests_at_the_same_time_share_batches_and_get_their_own_answers(
     server: Server, reference: Reference, client: Client
 ) -> None:
-    questions: Any = SimpleNamespace(reference=reference, batch=lambda _, i: reference.pixels[i])
+    questions: Any = SimpleNamespace(
+        reference=reference,
+        count=len(reference.pixels),
+        batch=lambda _, images: reference.pixels[images],
+    )
     before = client.statistics(CLASSIFIER)
     model = next(m for m in CONTRACT.models if m.name == CLASSIFIER)
     runtime = TritonRuntime(server.grpc, model, None, protocol="grpc")
