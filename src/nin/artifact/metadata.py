@@ -1,4 +1,4 @@
-"""What an artifact says of itself, in whatever way its format stores texts."""
+"""The contract, labels, golden vectors and origin that every artifact carries."""
 
 import json
 from dataclasses import dataclass, fields

@@ -226,7 +226,7 @@ def open_row(args: argparse.Namespace, row: Asked, model: TrainedModel) -> Runti
     if row.file:
         read_artifact(args.artifacts, row.file)
     try:
-        if row.suffix and (faults := manifest_faults(args.artifacts, row.graph, row.suffix)):
+        if row.file and (faults := manifest_faults(args.artifacts, row.file)):
             return failed(row, *faults)
         return open_runtime(
             row.runtime, row.graph, row.suffix, artifacts=args.artifacts, model=model
